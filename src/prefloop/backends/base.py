@@ -1,0 +1,190 @@
+"""The seam between the loop and whatever runs a model: requests in, results out, in batches.
+
+Three verbs. `generate` samples an answer; `score` gives the log-probability of given completion ids behind given
+prompt ids; `choose` reads the log-probabilities of a few labels. A request is plain data and holds everything that
+changes its result except the model, which is the backend's `identity`; the two together make the cache key.
+
+A backend plans before it runs. `plan` cuts *all* requests into batches, and `run` computes one batch or the part of
+it that is not cached. Batches are cached whole, in one transaction, so a run that was killed and started again forms
+the same batches and gets bit-equal results. tests/backends/test_cached.py guards this.
+
+This module imports no torch.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+from prefloop.records import Message
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Everything about decoding that changes an answer.
+
+    Attributes:
+        temperature: 0 is greedy.
+        top_p, top_k: nucleus and top-k truncation; 1.0 and 0 switch them off.
+        max_new_tokens: cut-off; an answer that reaches it has finish reason "length".
+        seed: run seed. Each sample draws from its own stream, made from the seed, the prompt and the sample index.
+    """
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """One sample. n answers to a prompt are n requests that differ in `sample_index`: raising n computes only the new."""
+
+    verb: ClassVar[str] = "generate"
+    messages: tuple[tuple[str, str], ...]
+    sampling: Sampling
+    sample_index: int = 0
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """Log-probability of `completion_ids` after `prompt_ids`. Ids, because re-tokenising text moves the boundary."""
+
+    verb: ClassVar[str] = "score"
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ChooseRequest:
+    """Log-probabilities of a few label texts as the next words of the assistant's turn."""
+
+    verb: ClassVar[str] = "choose"
+    messages: tuple[tuple[str, str], ...]
+    labels: tuple[str, ...]
+
+
+Request = GenerateRequest | ScoreRequest | ChooseRequest
+
+
+@dataclass(frozen=True)
+class Generation:
+    """An answer: text, the sampler's ids without the end-of-turn token, "stop" or "length", prompt length in tokens."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+    prompt_tokens: int
+
+
+@dataclass(frozen=True)
+class Score:
+    """Natural log-probabilities, one per completion token, in order."""
+
+    token_logps: list[float]
+
+    @property
+    def total(self) -> float:
+        return sum(self.token_logps)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Label log-probabilities (natural log, over the whole vocabulary, summed over a label's tokens).
+
+    Labels of unequal token counts compare unequal numbers of factors; `label_tokens` says so to the caller.
+    """
+
+    logps: list[float]
+    label_tokens: list[int]
+
+    @property
+    def label_mass(self) -> float:
+        """Probability that the model gives to all the labels together, 0..1; small when it wanted to say other things."""
+        import math
+
+        return sum(math.exp(x) for x in self.logps)
+
+    @property
+    def probabilities(self) -> list[float]:
+        """Softmax over the labels alone."""
+        import math
+
+        top = max(self.logps)
+        raised = [math.exp(x - top) for x in self.logps]
+        return [x / sum(raised) for x in raised]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A request that this backend cannot serve (too long for the model, say). Never cached, never read as a verdict."""
+
+    reason: str
+
+
+Result = Generation | Score | Choice | Refusal
+
+RESULT_TYPES: dict[str, type[Generation] | type[Score] | type[Choice]] = {
+    "generate": Generation,
+    "score": Score,
+    "choose": Choice,
+}
+
+
+def freeze(messages: Sequence[Message]) -> tuple[tuple[str, str], ...]:
+    """Messages as a hashable tuple of (role, content)."""
+    return tuple((m["role"], m["content"]) for m in messages)
+
+
+def thaw(messages: Sequence[tuple[str, str]]) -> list[Message]:
+    """The inverse of `freeze`."""
+    return [{"role": role, "content": content} for role, content in messages]
+
+
+def request_json(request: Request) -> dict[str, Any]:
+    """A request as JSON-able data, verb included."""
+    return {"verb": request.verb, **asdict(request)}
+
+
+@dataclass
+class Usage:
+    """Counts of one backend's work in this process."""
+
+    asked: int = 0
+    cached: int = 0
+    computed: int = 0
+    refused: int = 0
+    generated_tokens: int = 0
+    detail: dict[str, int] = field(default_factory=dict)
+
+
+class Backend(ABC):
+    """A model that answers requests.
+
+    `identity` holds everything about the model that changes an answer (weights digest or revision, template,
+    precision) and nothing that does not (device, batch size, URL).
+    """
+
+    identity: dict[str, Any]
+
+    @abstractmethod
+    def plan(self, requests: Sequence[Request]) -> list[list[int]]:
+        """Cut requests into batches: lists of indices, every index once, in the order of execution."""
+
+    @abstractmethod
+    def run(self, requests: Sequence[Request]) -> list[Result]:
+        """Compute one batch, results in the order of the requests. All requests are of one verb."""
+
+    def answer(self, requests: Sequence[Request]) -> list[Result]:
+        """Plan and run everything, uncached, results in the order of the requests."""
+        results: list[Result | None] = [None] * len(requests)
+        for batch in self.plan(requests):
+            for index, result in zip(batch, self.run([requests[i] for i in batch]), strict=True):
+                results[index] = result
+        return [r for r in results if r is not None]
+
+    def close(self) -> None:  # noqa: B027 - most backends hold nothing
+        """Release memory or connections."""

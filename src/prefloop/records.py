@@ -1,0 +1,187 @@
+"""The rows that travel between the boxes, and their ids.
+
+Columns keep TRL's names (`prompt`, `chosen`, `rejected` as message lists), so a data set made here trains elsewhere
+and the other way round. Ids are content hashes; rows are joined by id, never by order.
+
+This module imports neither torch nor pyarrow at the top: planning a run needs it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypedDict
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class Message(TypedDict):
+    """One turn. `role` is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+class PromptRow(TypedDict):
+    """What the model is asked. The last message is never the assistant's."""
+
+    id: str
+    prompt: list[Message]
+    source_id: str | None
+
+
+class Completion(TypedDict):
+    """One answer to a prompt.
+
+    `token_ids` are the sampler's own ids without the end-of-turn token (None for text from elsewhere);
+    `finish_reason` is "stop" (the model ended its turn) or "length" (cut off).
+    """
+
+    id: str
+    text: str
+    token_ids: list[int] | None
+    finish_reason: str
+    sample_index: int
+
+
+class CandidatesRow(TypedDict):
+    """A prompt with its sampled answers."""
+
+    id: str
+    prompt: list[Message]
+    completions: list[Completion]
+
+
+class ScoredRow(TypedDict):
+    """Candidates with one score per completion; null means that the signal gave no verdict (never a tie or a loss)."""
+
+    id: str
+    prompt: list[Message]
+    completions: list[Completion]
+    scores: list[float | None]
+    signal: str
+    evidence: list[str]
+
+
+class CallRow(TypedDict):
+    """One call that a signal made, kept as evidence. `request` and `result` are JSON."""
+
+    id: str
+    row_id: str
+    signal: str
+    verb: str
+    request: str
+    result: str
+
+
+class PreferenceRow(TypedDict):
+    """A pair. `weight` and `margin` hold only what the loss is to use; a judge's score gap is neither."""
+
+    id: str
+    prompt_id: str
+    prompt: list[Message]
+    chosen: list[Message]
+    rejected: list[Message]
+    score_chosen: float | None
+    score_rejected: float | None
+    weight: float | None
+    margin: float | None
+    source: str
+    strategy: str
+    chosen_id: str
+    rejected_id: str
+    evidence: list[str]
+
+
+class RejectRow(TypedDict):
+    """A row that a stage dropped, with the reason. `row` is the dropped row as JSON."""
+
+    id: str
+    stage: str
+    reason: str
+    attempts: int
+    row: str
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys, no spaces and no NaN: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def content_id(*parts: Any) -> str:
+    """64-bit content hash (16 hex digits) of JSON-able parts. Used for every row id."""
+    # surrogatepass: text from models may hold lone surrogates, and an id must exist for them too.
+    return hashlib.sha256(canonical_json(list(parts)).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def prompt_id(prompt: Sequence[Message]) -> str:
+    """Id of a prompt: the hash of its roles and contents."""
+    return content_id("prompt", [[m["role"], m["content"]] for m in prompt])
+
+
+def completion_id(prompt: str, text: str, sample_index: int) -> str:
+    """Id of an answer: the hash of its prompt's id, its text and its sample index."""
+    return content_id("completion", prompt, text, sample_index)
+
+
+def arrow_schema(kind: str) -> pa.Schema:
+    """The Parquet schema of a row kind.
+
+    Args:
+        kind: prompts, candidates, scored, calls, preference or rejects.
+    """
+    import pyarrow as pa
+
+    text, number = pa.string(), pa.float64()
+    messages = pa.list_(pa.struct([("role", text), ("content", text)]))
+    completions = pa.list_(
+        pa.struct(
+            [
+                ("id", text),
+                ("text", text),
+                ("token_ids", pa.list_(pa.int32())),
+                ("finish_reason", text),
+                ("sample_index", pa.int32()),
+            ]
+        )
+    )
+    columns: dict[str, list[tuple[str, pa.DataType]]] = {
+        "prompts": [("id", text), ("prompt", messages), ("source_id", text)],
+        "candidates": [("id", text), ("prompt", messages), ("completions", completions)],
+        "scored": [
+            ("id", text),
+            ("prompt", messages),
+            ("completions", completions),
+            ("scores", pa.list_(number)),
+            ("signal", text),
+            ("evidence", pa.list_(text)),
+        ],
+        "calls": [
+            ("id", text),
+            ("row_id", text),
+            ("signal", text),
+            ("verb", text),
+            ("request", text),
+            ("result", text),
+        ],
+        "preference": [
+            ("id", text),
+            ("prompt_id", text),
+            ("prompt", messages),
+            ("chosen", messages),
+            ("rejected", messages),
+            ("score_chosen", number),
+            ("score_rejected", number),
+            ("weight", number),
+            ("margin", number),
+            ("source", text),
+            ("strategy", text),
+            ("chosen_id", text),
+            ("rejected_id", text),
+            ("evidence", pa.list_(text)),
+        ],
+        "rejects": [("id", text), ("stage", text), ("reason", text), ("attempts", pa.int32()), ("row", text)],
+    }
+    return pa.schema(columns[kind])

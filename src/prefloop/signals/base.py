@@ -1,0 +1,46 @@
+"""What a signal is: a pure generator from a row to scores.
+
+For a row it yields lists of calls, is sent their results, may yield again (a judge that asks a second time, a
+ranking that narrows), and returns a `Rating`. It does no input, output, batching, caching, retrying or counting:
+`signals.driver.rate` does that once for all signals, across all rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from prefloop.backends.base import Request, Result
+from prefloop.records import CandidatesRow
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request to one of the signal's backends, by its name there ("judge" for the LLM judge)."""
+
+    backend: str
+    request: Request
+
+
+@dataclass(frozen=True)
+class Rating:
+    """What a signal says of a row.
+
+    Attributes:
+        scores: one per completion, higher is better; None where no verdict could be had.
+        counts: named counts that the driver sums over rows and prints (verdicts, nulls, first-seat wins, …).
+    """
+
+    scores: list[float | None]
+    counts: dict[str, float] = field(default_factory=dict)
+
+
+class Signal(Protocol):
+    """A source of preference."""
+
+    name: str
+
+    def rate(self, row: CandidatesRow) -> Generator[list[Call], list[Result], Rating]:
+        """Score the completions of one row."""
+        ...
