@@ -1,0 +1,229 @@
+"""The recipe: one YAML file says a whole run. Sections are the boxes of the loop.
+
+Unknown keys are errors. Field descriptions are the only documentation of a setting: `--help-recipe`, the JSON Schema
+and docs/recipe.md are made from them. This module imports neither torch nor network code.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSection(Section):
+    """A causal language model: hub id, local folder, or `sandbox` for the embedded one."""
+
+    path: str = Field(description="Hub id, folder of a model or of an unmerged LoRA adapter, or `sandbox`.")
+    revision: str | None = Field(None, description="Branch, tag or commit on the hub.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Precision of weights and compute; auto: float32 on a CPU, the checkpoint's on a GPU."
+    )
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps; auto takes a GPU when there is one.")
+    template: str = Field(
+        "auto",
+        description="Chat template: auto (the model's own, or `plain` where it has none), plain, or a Jinja file.",
+    )
+    batch_size: int = Field(64, gt=0, description="Sequences in one forward pass when sampling or scoring.")
+    trust_remote_code: bool = Field(False, description="Run model code that comes with the checkpoint.")
+
+
+class PromptsSection(Section):
+    """Where prompts come from."""
+
+    path: str = Field(
+        description="JSONL, JSON, CSV or Parquet file, `hub:ORG/NAME`, or `sandbox:questions/train` and the like."
+    )
+    format: Literal["auto", "jsonl", "json", "csv", "parquet", "lima", "hub", "sandbox"] = Field(
+        "auto", description="auto goes by the path and, for JSONL, by the keys of the first row."
+    )
+    column: str = Field("prompt", description="Column with the prompt: a text, or a list of messages.")
+    ignore_columns: list[str] | Literal["all"] = Field(
+        default_factory=list, description="Columns known to be there and not to be read; any other is an error."
+    )
+    split: str = Field("train", description="Split of a hub data set.")
+    system: str | None = Field(None, description="System message put before every prompt that has none.")
+    limit: int | None = Field(None, gt=0, description="Use the first N valid prompts.")
+    on_bad_row: Literal["stop", "reject"] = Field("stop", description="Stop at bad rows, or send them to rejects.")
+
+
+class SampleSection(Section):
+    """How answers are sampled."""
+
+    n: int = Field(5, gt=0, description="Answers per prompt.")
+    temperature: float = Field(1.0, ge=0, description="0 is greedy.")
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0, description="0 switches it off.")
+    max_new_tokens: int = Field(512, gt=0)
+
+
+class FunctionSignalSection(Section):
+    """Scores from any Python function."""
+
+    type: Literal["function"]
+    callable: str = Field(
+        description="`module:name` of f(prompt: list of messages, completion: str) -> float or None.",
+        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
+    )
+
+
+class JudgeSignalSection(Section):
+    """Scores from a language model that reads the answers."""
+
+    type: Literal["judge"]
+    mode: Literal["pointwise", "pairwise"] = Field(
+        "pointwise",
+        description="pointwise: expected rating 1..5, one call an answer; pairwise: mean win probability against the "
+        "other answers, every pair in both orders.",
+    )
+    model: ModelSection | None = Field(None, description="The judge; without it the recipe's first model judges.")
+    template: str | None = Field(None, description="Jinja file with the judge's prompt; without it the built-in one.")
+    min_label_mass: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="A verdict is null when the judge gives all labels together less probability than this.",
+    )
+    max_null_share: float = Field(0.05, ge=0, le=1, description="Stop when more verdicts than this share are null.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _model_path(cls, data: Any) -> Any:
+        return _path_shorthand(data, "model")
+
+
+SignalSection = Annotated[FunctionSignalSection | JudgeSignalSection, Field(discriminator="type")]
+
+
+class PairSection(Section):
+    """How scored answers become pairs, and which are left out."""
+
+    strategy: Literal["best_worst", "best_random", "all_pairs", "adjacent"] = Field(
+        "best_worst",
+        description="best_worst: highest against lowest score; best_random: highest against a random lower one; "
+        "all_pairs: every two answers; adjacent: neighbours in score.",
+    )
+    min_gap: float = Field(0.0, ge=0, description="Least score gap of a pair; equal scores never make a pair.")
+    max_length_ratio: float | None = Field(
+        None, gt=1, description="Drop pairs whose answers' lengths in characters differ by more than this factor."
+    )
+    drop_truncated: bool = Field(True, description="Leave out answers that were cut off at max_new_tokens.")
+    validation_share: float = Field(
+        0.05, ge=0, lt=1, description="Share of prompts whose pairs are kept from training to measure the loss on."
+    )
+
+
+class LoraSection(Section):
+    """Low-rank adapters (Hu et al. 2021); without this section all weights are trained."""
+
+    r: int = Field(16, gt=0)
+    alpha: float = Field(32, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: str | list[str] = Field("all-linear", description="Module names, or all-linear.")
+
+
+class DpoObjectiveSection(Section):
+    """Direct preference optimisation (Rafailov et al. 2023, eq. 7)."""
+
+    type: Literal["dpo"] = "dpo"
+    beta: float = Field(0.1, gt=0)
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="Share of labels taken to be wrong (cDPO).")
+
+
+class TrainSection(Section):
+    """Training of the policy on pairs."""
+
+    objective: DpoObjectiveSection = DpoObjectiveSection()
+    lora: LoraSection | None = LoraSection()
+    epochs: float = Field(1.0, gt=0)
+    batch_size: int = Field(8, gt=0, description="Pairs in one optimiser step.")
+    micro_batch_size: int | None = Field(
+        None, gt=0, description="Pairs in one forward pass; must divide batch_size. None: the whole batch."
+    )
+    learning_rate: float = Field(5e-5, gt=0)
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_ratio: float = Field(0.1, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    max_length: int = Field(1024, gt=0, description="Prompt and answer together, tokens; longer pairs are rejected.")
+    gradient_checkpointing: bool = False
+    logging_steps: int = Field(1, gt=0)
+    save_steps: int = Field(50, gt=0, description="Optimiser steps between checkpoints.")
+    report_to: list[str] = Field(default_factory=list, description="Trackers of transformers, such as tensorboard.")
+
+    @model_validator(mode="after")
+    def _divides(self) -> TrainSection:
+        if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
+            raise ValueError(f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}")
+        return self
+
+
+class MergeSection(Section):
+    """What the merged model folder looks like."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto: as trained.")
+    max_shard_size: str = "5GB"
+
+
+class EvaluateSection(Section):
+    """The measurement: the aligned model against the base on prompts that were not trained on."""
+
+    prompts: PromptsSection | None = Field(None, description="Held-out prompts; without it `holdout` is split off.")
+    holdout: float = Field(0.1, gt=0, lt=1, description="Share of the prompts kept out, when no prompts are given.")
+    sample: SampleSection | None = Field(
+        None, description="Decoding for both models alike; without it the sample section's, with n = 1."
+    )
+    judge: SignalSection | None = Field(
+        None, description="Who compares; without it a pairwise judge by the rate section's judge, else its signal."
+    )
+    checkers: dict[str, dict[str, str]] = Field(
+        default_factory=dict,
+        description="Group -> name -> `module:name` of functions that give a rate for one answer, 0..1 or None.",
+    )
+    bootstrap: int = Field(10_000, ge=100, description="Resamples of the prompts for each 95 % interval.")
+    side_by_side: int = Field(20, ge=0, description="Answers of both models shown in the report.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _prompts_path(cls, data: Any) -> Any:
+        return _path_shorthand(data, "prompts")
+
+    @model_validator(mode="after")
+    def _groups(self) -> EvaluateSection:
+        if "win_rate" in self.checkers:
+            raise ValueError("a group of checkers cannot be called win_rate: that name is the judge's")
+        return self
+
+
+class Recipe(Section):
+    """One run of the loop."""
+
+    name: str = Field(pattern=r"^[\w.-]+$")
+    model: ModelSection
+    prompts: PromptsSection
+    seed: int = 0
+    rounds: int = Field(1, gt=0, description="The merged model samples again, on prompts not used before.")
+    sample: SampleSection = SampleSection()
+    rate: SignalSection
+    pair: PairSection = PairSection()
+    train: TrainSection = TrainSection()
+    merge: MergeSection = MergeSection()
+    evaluate: EvaluateSection = EvaluateSection()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _paths(cls, data: Any) -> Any:
+        return _path_shorthand(data, "model", "prompts")
+
+
+def _path_shorthand(data: Any, *names: str) -> Any:
+    """`model: NAME` says the same as `model: {path: NAME}`."""
+    if not isinstance(data, dict):
+        return data
+    return {k: {"path": v} if k in names and isinstance(v, str) else v for k, v in data.items()}
