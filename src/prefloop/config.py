@@ -11,6 +11,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
+def _path_shorthand(data: Any, *names: str) -> Any:
+    """`model: NAME` says the same as `model: {path: NAME}`."""
+    if not isinstance(data, dict):
+        return data
+    return {k: {"path": v} if k in names and isinstance(v, str) else v for k, v in data.items()}
+
+
 class Section(BaseModel):
     """Base of all sections: frozen, unknown keys refused."""
 
@@ -220,10 +227,3 @@ class Recipe(Section):
     @classmethod
     def _paths(cls, data: Any) -> Any:
         return _path_shorthand(data, "model", "prompts")
-
-
-def _path_shorthand(data: Any, *names: str) -> Any:
-    """`model: NAME` says the same as `model: {path: NAME}`."""
-    if not isinstance(data, dict):
-        return data
-    return {k: {"path": v} if k in names and isinstance(v, str) else v for k, v in data.items()}
