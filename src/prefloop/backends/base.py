@@ -41,7 +41,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """One sample. n answers to a prompt are n requests that differ in `sample_index`: raising n computes only the new."""
+    """One sample. n answers are n requests that differ in `sample_index`, so raising n computes only the new ones."""
 
     verb: ClassVar[str] = "generate"
     messages: tuple[tuple[str, str], ...]
@@ -72,7 +72,7 @@ Request = GenerateRequest | ScoreRequest | ChooseRequest
 
 @dataclass(frozen=True)
 class Generation:
-    """An answer: text, the sampler's ids without the end-of-turn token, "stop" or "length", prompt length in tokens."""
+    """An answer: text, the sampler's ids without the end-of-turn token, "stop" or "length", the prompt's length."""
 
     text: str
     token_ids: list[int]
@@ -103,7 +103,7 @@ class Choice:
 
     @property
     def label_mass(self) -> float:
-        """Probability that the model gives to all the labels together, 0..1; small when it wanted to say other things."""
+        """Probability of all the labels together, 0..1; small when the model wanted to say other things."""
         import math
 
         return sum(math.exp(x) for x in self.logps)
@@ -120,7 +120,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A request that this backend cannot serve (too long for the model, say). Never cached, never read as a verdict."""
+    """A request that this backend cannot serve (too long, say). Never cached, never read as a verdict."""
 
     reason: str
 
