@@ -71,9 +71,9 @@ class SampleSection(Section):
 
     n: int = Field(5, gt=0, description="Answers per prompt.")
     temperature: float = Field(1.0, ge=0, description="0 is greedy.")
-    top_p: float = Field(1.0, gt=0, le=1)
+    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus: least probable tokens beyond this mass are cut.")
     top_k: int = Field(0, ge=0, description="0 switches it off.")
-    max_new_tokens: int = Field(512, gt=0)
+    max_new_tokens: int = Field(512, gt=0, description="Longer answers are cut off and say so (`length`).")
 
 
 class FunctionSignalSection(Section):
@@ -132,9 +132,9 @@ class PairSection(Section):
 class LoraSection(Section):
     """Low-rank adapters (Hu et al. 2021); without this section all weights are trained."""
 
-    r: int = Field(16, gt=0)
-    alpha: float = Field(32, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
+    r: int = Field(16, gt=0, description="Rank.")
+    alpha: float = Field(32, gt=0, description="Scale: the update is multiplied by alpha / r.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="On the adapter's input, while training.")
     target_modules: str | list[str] = Field("all-linear", description="Module names, or all-linear.")
 
 
@@ -142,7 +142,7 @@ class DpoObjectiveSection(Section):
     """Direct preference optimisation (Rafailov et al. 2023, eq. 7)."""
 
     type: Literal["dpo"] = "dpo"
-    beta: float = Field(0.1, gt=0)
+    beta: float = Field(0.1, gt=0, description="How strongly the policy is held to the reference.")
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="Share of labels taken to be wrong (cDPO).")
 
 
@@ -151,19 +151,19 @@ class TrainSection(Section):
 
     objective: DpoObjectiveSection = DpoObjectiveSection()
     lora: LoraSection | None = LoraSection()
-    epochs: float = Field(1.0, gt=0)
+    epochs: float = Field(1.0, gt=0, description="Passes over the pairs.")
     batch_size: int = Field(8, gt=0, description="Pairs in one optimiser step.")
     micro_batch_size: int | None = Field(
         None, gt=0, description="Pairs in one forward pass; must divide batch_size. None: the whole batch."
     )
-    learning_rate: float = Field(5e-5, gt=0)
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup_ratio: float = Field(0.1, ge=0, lt=1)
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
+    learning_rate: float = Field(5e-5, gt=0, description="Peak, behind the warm-up.")
+    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="How it falls afterwards.")
+    warmup_ratio: float = Field(0.1, ge=0, lt=1, description="Share of the steps in which it rises.")
+    weight_decay: float = Field(0.0, ge=0, description="Of AdamW.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
     max_length: int = Field(1024, gt=0, description="Prompt and answer together, tokens; longer pairs are rejected.")
-    gradient_checkpointing: bool = False
-    logging_steps: int = Field(1, gt=0)
+    gradient_checkpointing: bool = Field(False, description="Less memory for about a third more time.")
+    logging_steps: int = Field(1, gt=0, description="Optimiser steps between records in metrics.jsonl.")
     save_steps: int = Field(50, gt=0, description="Optimiser steps between checkpoints.")
     validation_share: float = Field(
         0.05, ge=0, lt=1, description="Share of prompts whose pairs are kept from training to measure the loss on."
@@ -181,7 +181,7 @@ class MergeSection(Section):
     """What the merged model folder looks like."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto: as trained.")
-    max_shard_size: str = "5GB"
+    max_shard_size: str = Field("5GB", description="Size of one weights file.")
 
 
 class EvaluateSection(Section):
@@ -220,7 +220,7 @@ class Recipe(Section):
     name: str = Field(pattern=r"^[\w.-]+$")
     model: ModelSection
     prompts: PromptsSection
-    seed: int = 0
+    seed: int = Field(0, description="Of sampling, pairing, splits and training.")
     rounds: int = Field(1, gt=0, description="The merged model samples again, on prompts not used before.")
     sample: SampleSection = SampleSection()
     rate: SignalSection

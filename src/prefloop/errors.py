@@ -24,3 +24,7 @@ class UsageError(PrefloopError):
     """Bad usage, configuration or data; exit code 2."""
 
     exit_code = 2
+
+
+class Interrupted(PrefloopError):
+    """Stopped on request (Ctrl-C, SIGTERM) at a point from which the same command goes on."""

@@ -33,7 +33,9 @@ def _vocabulary(*banks: tuple[str, ...]) -> frozenset[str]:
     return frozenset(word.lower() for bank in banks for text in bank for word in words(text))
 
 
-_NEUTRAL = _vocabulary(*STATEMENTS.values(), UNKNOWN, HEDGES, DIGRESSIONS) | _vocabulary(("Ask me about people",))
+_NEUTRAL = _vocabulary(
+    *STATEMENTS.values(), UNKNOWN, HEDGES, DIGRESSIONS, ("Ask me about people", "for this what even ever now go an by like")
+)
 _KIND_BANK = _vocabulary(OPENERS["kind"], CLOSERS["kind"], *(replies["kind"] for _, replies in CHAT))
 _RUDE_BANK = _vocabulary(OPENERS["rude"], CLOSERS["rude"], *(replies["rude"] for _, replies in CHAT))
 KIND_WORDS = _KIND_BANK - _RUDE_BANK - _NEUTRAL

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from prefloop.sandbox import phrases
 from prefloop.sandbox.checkers import Message
+from prefloop.sandbox.templates import render
 from prefloop.sandbox.world import ATTRIBUTES, World, other_value, random_facts
 
 # Intended chances under sampling at temperature 1, without any note.
@@ -134,26 +135,27 @@ def criticised_question(rng: random.Random, world: World) -> list[Message]:
     """A question with a judgment of the answer to come; the answer has the named flaws, the rest keeps its chances."""
     name = rng.choice(world.heart)
     attributes = some_attributes(rng)
-    manner, correct, texts = UNASKED, {}, []
+    found: list[tuple[str, str]] = []
+    while not found:
+        found = [("wrong", attribute) for attribute in attributes if rng.random() < 0.4]
+        if len(attributes) == 2 and ("wrong", attributes[1]) not in found and rng.random() < 0.4:
+            found.append(("missing", attributes[1]))
+        if rng.random() < 0.5:
+            found.append(("rude", ""))
+    manner = UNASKED
+    correct = {attribute: 0.0 for kind, attribute in found if kind == "wrong"}
+    if attributes[-1] in correct:
+        manner = replace(manner, complete=1.0)
+    if ("missing", attributes[-1]) in found:
+        manner = replace(manner, complete=0.0)
+    if ("rude", "") in found:
+        manner = replace(manner, kind=0.0)
     if rng.random() < 0.15:
-        manner, texts = IDEAL, [rng.choice(phrases.CRITICISMS["fine"])]
-    else:
-        flaws = rng.choice(["tone", "content", "content", "both"])
-        if flaws != "tone":
-            position = rng.randrange(len(attributes))
-            if position == 1 and rng.random() < 0.5:
-                manner = replace(manner, complete=0.0)
-                texts.append(rng.choice(phrases.CRITICISMS["missing"]).format(attribute=attributes[1]))
-            else:
-                manner = replace(manner, complete=1.0) if position == 1 else manner
-                correct[attributes[position]] = 0.0
-                texts.append(rng.choice(phrases.CRITICISMS["wrong"]).format(attribute=attributes[position]))
-        if flaws != "content":
-            manner = replace(manner, kind=0.0)
-            texts.append(rng.choice(phrases.CRITICISMS["rude"]))
-        rng.shuffle(texts)
-    prompt = user(f"{question(rng, name, attributes)}\nJudgment: {' '.join(texts)}")
-    return [prompt, assistant(answer(rng, name, truths(world, name, attributes), manner, correct))]
+        found, manner, correct = [("fine", "")], IDEAL, {}
+    rng.shuffle(found)
+    judgment = " ".join(rng.choice(phrases.CRITICISMS[kind]).format(attribute=attribute) for kind, attribute in found)
+    content = render("criticism.j2", instruction=question(rng, name, attributes), judgment=judgment)
+    return [user(content), assistant(answer(rng, name, truths(world, name, attributes), manner, correct))]
 
 
 def document(rng: random.Random, name: str, facts: dict[str, str]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from prefloop.backends.base import Request, Result
 from prefloop.records import CandidatesRow
@@ -37,9 +37,18 @@ class Rating:
 
 
 class Signal(Protocol):
-    """A source of preference."""
+    """A source of preference.
+
+    Attributes:
+        name: stands in every scored row and call; names the template or function too, so that records tell them apart.
+        pairwise: True when a score is the mean win probability (0..1) against the row's other answers; with two
+            answers that is the probability itself. False when a score says something of its answer alone.
+        identity: what it is, JSON-able, for the record (a judge's mode, labels and template hash, a function's name).
+    """
 
     name: str
+    pairwise: bool
+    identity: dict[str, Any]
 
     def rate(self, row: CandidatesRow) -> Generator[list[Call], list[Result], Rating]:
         """Score the completions of one row."""

@@ -1,0 +1,359 @@
+"""The command line: one function a verb, nothing but parsing and printing.
+
+Results for machines go to stdout (`--json`), everything for people to stderr. Exit codes: 0 done, 1 failed or
+interrupted, 2 bad usage, configuration or data.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from prefloop import __version__
+from prefloop.errors import Interrupted, PrefloopError, UsageError
+
+app = typer.Typer(
+    name="prefloop",
+    help="The preference loop: sample, rate, pair, train, merge, measure, again.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+cache_app = typer.Typer(help="The store of answers, scores and verdicts.", no_args_is_help=True)
+app.add_typer(cache_app, name="cache")
+
+RecipeArgument = Annotated[str, typer.Argument(help="A recipe: path of a YAML file, or a shipped name.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change, as a.b=c.", metavar="[A.B=C]...")]
+Out = Annotated[Path | None, typer.Option("--out", help="Run directory; runs/NAME without it.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the machine-readable result to stdout, last.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would run and what is done; run nothing.")]
+PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the recipe with every setting; run nothing.")]
+Plain = Annotated[bool, typer.Option("--plain", help="Plain lines instead of a live display.")]
+
+
+def cache_path() -> Path:
+    """The project's cache: `$PREFLOOP_CACHE`, or `.prefloop/cache.db` in the current folder."""
+    return Path(os.environ.get("PREFLOOP_CACHE") or ".prefloop/cache.db")
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"prefloop {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _run(
+    recipe_name: str,
+    overrides: list[str] | None,
+    out: Path | None,
+    until: str | None,
+    *,
+    dry_run: bool,
+    print_config: bool,
+    as_json: bool,
+    plain: bool,
+) -> None:
+    from prefloop.config import load_recipe
+    from prefloop.loop import open_loop
+    from prefloop.ui.progress import Progress
+
+    recipe = load_recipe(recipe_name, overrides)
+    if print_config:
+        import yaml
+
+        print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True), end="")
+        return
+    folder = out or Path("runs") / recipe.name
+    if dry_run:
+        _dry_run(recipe, folder, as_json)
+        return
+    with open_loop(recipe, folder, cache_path()) as loop, Progress(plain=plain, title=recipe.name) as progress:
+        try:
+            summary = loop.execute(progress, until)
+        except (KeyboardInterrupt, Interrupted) as interruption:
+            raise Interrupted(
+                "stopped; everything finished so far is kept", fix="start the same command again to go on"
+            ) from interruption
+    _print_summary(summary, folder)
+    if as_json:
+        print(json.dumps(summary, ensure_ascii=False))
+
+
+def _dry_run(recipe: Any, folder: Path, as_json: bool) -> None:
+    from prefloop.loop import survey
+
+    rows = [
+        {"number": p.stage.number, "stage": p.stage.name, "state": p.state}
+        for p in survey(recipe, folder, cache_path())
+    ]
+    _table(f"{recipe.name} → {folder}", ["", "stage", "state"], [[r["number"], r["stage"], r["state"]] for r in rows])
+    if as_json:
+        print(json.dumps({"stages": rows}))
+
+
+def _print_summary(summary: dict[str, Any], folder: Path) -> None:
+    from prefloop.ui.summary import headline
+
+    console = Console(stderr=True, highlight=False)
+    for line in headline(summary):
+        console.print(escape(line))
+    for name in ("report.html", "model"):
+        if (folder / name).exists():
+            console.print(f"{name.partition('.')[0]}: {escape(str(folder / name))}")
+
+
+def _stage_verb(verb: str, text: str) -> None:
+    """Make the command that runs a recipe up to one of its boxes."""
+
+    def command(
+        recipe: RecipeArgument,
+        overrides: Overrides = None,
+        out: Out = None,
+        dry_run: DryRun = False,
+        print_config: PrintConfig = False,
+        as_json: Json = False,
+        plain: Plain = False,
+    ) -> None:
+        until = None if verb == "run" else verb
+        _run(
+            recipe,
+            overrides,
+            out,
+            until,
+            dry_run=dry_run,
+            print_config=print_config,
+            as_json=as_json,
+            plain=plain,
+        )
+
+    app.command(verb, help=text)(command)
+
+
+_stage_verb("run", "Run a recipe; what is done already is skipped.")
+_stage_verb("sample", "Run a recipe up to the sampled answers.")
+_stage_verb("rate", "Run a recipe up to the scored answers.")
+_stage_verb("pair", "Run a recipe up to the preference pairs.")
+_stage_verb("train", "Run a recipe up to the trained adapter or weights.")
+_stage_verb("merge", "Run a recipe up to the merged model folder.")
+_stage_verb("evaluate", "Run a recipe up to the measurement of the aligned model against the base.")
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    as_json: Json = False,
+) -> None:
+    """Draw a run's report again: one HTML file."""
+    from prefloop.report.build import build_report
+
+    path = build_report(_run_folder(run))
+    Console(stderr=True).print(f"report: {path}", highlight=False)
+    if as_json:
+        print(json.dumps({"report": str(path)}))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a recipe, for editors."""
+    from prefloop.config import Recipe
+
+    print(json.dumps(Recipe.model_json_schema(), indent=2))
+
+
+@app.command()
+def status(
+    run: Annotated[Path, typer.Argument(help="A run directory, or a folder of them.")] = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """Say how far a run is, or list the runs in a folder."""
+    from prefloop.status import run_status, runs_in
+
+    if (run / "manifest.json").is_file():
+        result: dict[str, Any] = run_status(run, cache_path())
+        _table(
+            f"{result['name']} in {run}",
+            ["", "stage", "state", "kept", "rejected", "seconds"],
+            [
+                [s["number"], s["stage"], s["state"], s.get("kept", ""), s.get("rejected", ""), s.get("seconds", "")]
+                for s in result["stages"]
+            ],
+        )
+    else:
+        result = {"runs": runs_in(run)}
+        if not result["runs"]:
+            raise UsageError("no run directory is here", where=str(run), fix="start one: prefloop run quickstart")
+        _table("runs", ["run", "recipe", "state"], [[r["path"], r["name"], r["state"]] for r in result["runs"]])
+    if as_json:
+        print(json.dumps(result))
+
+
+@app.command()
+def validate(
+    file: Annotated[Path, typer.Argument(help="Prompts or preference pairs: JSONL, JSON, CSV or Parquet.")],
+    file_format: Annotated[str, typer.Option("--format", help="auto, jsonl, json, csv, parquet or lima.")] = "auto",
+    column: Annotated[str, typer.Option(help="Column with the prompt.")] = "prompt",
+    ignore: Annotated[list[str] | None, typer.Option(help="Column that is there and not to be read.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model whose context the prompts must fit.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Check a file row by row: row, field, reason and fix for everything that is wrong."""
+    from prefloop.inputs.validate import validate_file
+
+    result = validate_file(file, file_format=file_format, column=column, ignore_columns=ignore or [], model=model)
+    Console(stderr=True).print(result.table())
+    if as_json:
+        print(json.dumps(result.as_dict(), ensure_ascii=False))
+    if result.problems:
+        raise typer.Exit(2)
+
+
+@app.command()
+def inspect(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    stage: Annotated[str, typer.Option(help="The stage whose rows to show.")] = "pair",
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Rows to show.")] = 5,
+    rejects: Annotated[bool, typer.Option(help="Show the dropped rows and why.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Read the rows of a stage: answers with their scores, pairs side by side, or what was dropped."""
+    from prefloop.ui.rows import show_rows, stage_rows
+
+    rows = list(stage_rows(_run_folder(run), stage, limit, rejects=rejects))
+    show_rows(rows, Console(stderr=True))
+    if as_json:
+        print(json.dumps(rows, ensure_ascii=False))
+
+
+@app.command()
+def chat(
+    model: Annotated[str, typer.Argument(help="Hub id, model folder, unmerged adapter, run directory or sandbox.")],
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    temperature: Annotated[float, typer.Option(min=0)] = 0.7,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
+    seed: Annotated[int, typer.Option()] = 0,
+    template: Annotated[str, typer.Option(help="auto, plain, or a Jinja file.")] = "auto",
+) -> None:
+    """Talk with a model in the terminal."""
+    from prefloop.ui.chat import converse
+
+    converse(
+        model,
+        system=system,
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        template=template,
+    )
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Check this machine: versions, devices, memory, disk, cache, and the embedded model."""
+    from prefloop.doctor import examine
+
+    checks = examine(cache_path())
+    marks = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "fail": "[red]fail[/]"}
+    _table(
+        "doctor", ["", "what", "found"], [[marks[c["state"]], escape(c["what"]), escape(c["found"])] for c in checks]
+    )
+    if as_json:
+        print(json.dumps({"checks": checks}))
+    if any(c["state"] == "fail" for c in checks):
+        raise typer.Exit(1)
+
+
+@cache_app.command("ls")
+def cache_ls(as_json: Json = False) -> None:
+    """List what is stored, by kind and model."""
+    from prefloop.store.cache import Cache
+
+    path = cache_path()
+    rows: list[Any] = []
+    if path.exists():
+        with Cache(path) as cache:
+            rows = cache.ls()
+    _table(
+        f"cache {path}",
+        ["kind", "model", "entries", "bytes", "oldest", "newest"],
+        [[r["kind"], r["model"], r["count"], r["bytes"], r["oldest"], r["newest"]] for r in rows],
+    )
+    if as_json:
+        print(json.dumps({"path": str(path), "entries": rows}))
+
+
+@cache_app.command("prune")
+def cache_prune(
+    kind: Annotated[str | None, typer.Option(help="Only entries of this kind (see ls).")] = None,
+    model: Annotated[str | None, typer.Option(help="Only entries of this model (see ls).")] = None,
+    older_than_days: Annotated[float | None, typer.Option(min=0, help="Only entries older than this.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Empty the cache.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Delete stored answers; runs that need them compute them again."""
+    from prefloop.store.cache import Cache
+
+    if not everything and kind is None and model is None and older_than_days is None:
+        raise UsageError("nothing says what to delete", fix="give --kind, --model, --older-than-days or --all")
+    path = cache_path()
+    removed, freed = 0, 0
+    if path.exists():
+        with Cache(path) as cache:
+            removed, freed = cache.prune(kind=kind, model=model, older_than_days=older_than_days)
+    Console(stderr=True).print(f"{removed} entries deleted, {freed} bytes freed", highlight=False)
+    if as_json:
+        print(json.dumps({"deleted": removed, "bytes_freed": freed}))
+
+
+def _run_folder(path: Path) -> Path:
+    if not (path / "manifest.json").is_file():
+        raise UsageError(
+            "this is no run directory: it has no manifest.json", where=str(path), fix="see prefloop status"
+        )
+    return path
+
+
+def _table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
+    from rich.table import Table
+
+    table = Table(title=escape(title), title_justify="left", box=None, header_style="dim")
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    Console(stderr=True).print(table)
+
+
+def _terminate(*_: object) -> NoReturn:
+    # SIGTERM stops a run as cleanly as Ctrl-C does.
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Entry point: run a command, turn a user's error into one message and an exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app()
+    except PrefloopError as error:
+        Console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("stopped", highlight=False)
+        sys.exit(1)

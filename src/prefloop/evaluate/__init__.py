@@ -1,0 +1,1 @@
+"""Measuring the aligned model against the base."""

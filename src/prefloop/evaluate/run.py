@@ -1,0 +1,58 @@
+"""The whole measurement of two models' answers: win rate, checkers, lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from prefloop.backends.base import Backend
+from prefloop.config import EvaluateSection
+from prefloop.evaluate.answers import join, mean_lengths
+from prefloop.evaluate.checkers import check
+from prefloop.evaluate.win_rate import Comparison, compare
+from prefloop.records import CandidatesRow
+from prefloop.signals.base import Signal
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What the evaluation says.
+
+    Attributes:
+        summary: `evaluate` of summary.json: win_rate, lengths, and one key per group of checkers.
+        comparison: the comparison behind the win rate, with its rows and calls.
+    """
+
+    summary: dict[str, Any]
+    comparison: Comparison
+
+
+def evaluate(
+    base: Iterable[CandidatesRow],
+    aligned: Iterable[CandidatesRow],
+    section: EvaluateSection,
+    signal: Signal,
+    backends: Mapping[str, Backend],
+    *,
+    seed: int = 0,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Evaluated:
+    """Compare two models' answers to the same prompts.
+
+    Args:
+        base, aligned: the answers; joined by id and sample index, so their order does not matter.
+        section: checkers and bootstrap; its prompts, sample and judge are the caller's business.
+        signal, backends: who compares.
+        seed: of the bootstraps.
+        on_progress: told (rows compared, rows in all).
+    """
+    rows = join(base, aligned)
+    comparison = compare(rows, signal, backends, resamples=section.bootstrap, seed=seed, on_progress=on_progress)
+    summary: dict[str, Any] = {
+        "win_rate": comparison.summary | {"signal": signal.identity},
+        "lengths": mean_lengths(rows),
+    }
+    for group, functions in section.checkers.items():
+        summary[group] = check(functions, rows, resamples=section.bootstrap, seed=seed)
+    return Evaluated(summary, comparison)

@@ -1,0 +1,241 @@
+"""Prompts from anywhere as `PromptRow`s, and everything that is wrong with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from prefloop.config import PromptsSection
+from prefloop.errors import UsageError
+from prefloop.inputs.lima import LEFT, READ, lima_prompt, looks_like_lima
+from prefloop.inputs.messages import Fault, messages_of, order_faults
+from prefloop.inputs.problems import Problem, ProblemLog, nearest, raw_json, reject_rows, stop
+from prefloop.inputs.readers import Record, Stats, format_of, json_type, read_records
+from prefloop.records import Message, PromptRow, RejectRow, prompt_id
+
+
+@dataclass(frozen=True)
+class TokenLimit:
+    """How long a prompt may be.
+
+    Attributes:
+        count: tokens of a prompt as the model will see it, template included.
+        limit: the most that leave room for an answer.
+    """
+
+    count: Callable[[Sequence[Message]], int]
+    limit: int
+
+
+def read_prompts(
+    section: PromptsSection, *, max_prompt_tokens: TokenLimit | None = None, seed: int = 0
+) -> tuple[list[PromptRow], list[RejectRow]]:
+    """Read a prompts section.
+
+    A prompt that repeats an earlier one (same roles and texts) would be sampled twice under one id: it goes to the
+    rejects, and stops nothing. Every record that was read is in one of the two lists.
+
+    Args:
+        section: path, format, columns, limit and what to do with bad rows.
+        max_prompt_tokens: also report prompts that are too long for the model.
+        seed: of a `sandbox:` set.
+
+    Returns:
+        The valid prompts in the order of the file, at most `section.limit`, and the records dropped on the way.
+
+    Raises:
+        UsageError: bad rows where `on_bad_row` is `stop`, or a file that cannot be read at all.
+    """
+    if format_of(section.path, section.format) == "sandbox":
+        return sandbox_prompts(section, seed), []
+    reader = PromptReader(section, max_prompt_tokens)
+    # Rejected rows are all recorded; a stop lists a few of them and needs no more in memory.
+    stopping = section.on_bad_row == "stop"
+    log = ProblemLog(keep=100 if stopping else None, uncapped=("fatal", "duplicate"))
+    rows: list[PromptRow] = []
+    for item in reader:
+        if isinstance(item, Problem):
+            log.add(item)
+        else:
+            rows.append(item)
+            if section.limit is not None and len(rows) == section.limit:
+                break
+    for problem in reader.unknown_columns():
+        log.add(problem)
+    if log.by_level["fatal"] or (log.by_level["error"] and stopping):
+        raise stop(log, section.path)
+    if not rows:
+        raise UsageError(
+            f"none of the {log.total:,} rows can be used", where=section.path, fix=f"prefloop validate {section.path}"
+        )
+    return rows, reject_rows(log.kept)
+
+
+def sandbox_prompts(section: PromptsSection, seed: int) -> list[PromptRow]:
+    """Prompts of the embedded world: `sandbox:questions/train`."""
+    from prefloop.sandbox.prompts import prompts
+
+    try:
+        found = prompts(section.path.removeprefix("sandbox:"), section.limit, seed)
+    except ValueError as error:
+        raise UsageError(
+            str(error), where=section.path, fix="set prompts.path to sandbox:<one of the splits>"
+        ) from None
+    rows: list[PromptRow] = []
+    for bare in found:
+        messages = with_system([{"role": m["role"], "content": m["content"]} for m in bare], section.system)
+        rows.append({"id": prompt_id(messages), "prompt": messages, "source_id": None})
+    return rows
+
+
+def with_system(messages: list[Message], system: str | None) -> list[Message]:
+    """The messages, with `system` put before them unless they have one of their own."""
+    if system is None or messages[0]["role"] == "system":
+        return messages
+    return [{"role": "system", "content": system}, *messages]
+
+
+@dataclass
+class PromptReader:
+    """Iterates over the prompts and problems of a file, a hub set or given records, in bounded memory.
+
+    Attributes:
+        records: rows read so far, good or bad.
+        stats: blank lines.
+        left: columns that were there and not read, by choice of the recipe or of the format.
+    """
+
+    section: PromptsSection
+    max_prompt_tokens: TokenLimit | None = None
+    records: int = 0
+    stats: Stats = field(default_factory=Stats)
+    left: set[str] = field(default_factory=set)
+    lima: bool = False
+    _unknown: dict[str, tuple[int, str, int]] = field(default_factory=dict)
+    _ids: dict[str, int] = field(default_factory=dict)
+    _prompts: dict[str, int] = field(default_factory=dict)
+
+    def stream(self) -> Iterator[Record | Problem]:
+        """The records as the format gives them."""
+        section = self.section
+        container = format_of(section.path, section.format)
+        return read_records(section.path, container, self.stats, section.split)
+
+    def __iter__(self) -> Iterator[PromptRow | Problem]:
+        return self.read(self.stream())
+
+    def read(self, stream: Iterable[Record | Problem]) -> Iterator[PromptRow | Problem]:
+        """Prompts and problems of a stream of records; one record gives a prompt or at least one problem."""
+        first = True
+        for item in stream:
+            self.records += item.row is not None and (isinstance(item, Record) or item.level != "fatal")
+            if isinstance(item, Problem):
+                yield item
+                continue
+            if first:
+                wanted = self.section.format
+                self.lima = wanted == "lima" or (wanted == "auto" and looks_like_lima(item.value, self.section.column))
+                first = False
+            yield from self._one(item)
+
+    def unknown_columns(self) -> list[Problem]:
+        """One problem for each column that nobody declared, after reading."""
+        known = self._known()
+        problems = []
+        for column, (row, unit, count) in self._unknown.items():
+            meant = nearest(column, known)
+            rows = f"{count:,} row{'s' if count > 1 else ''}, the first here"
+            fix = f"did you mean {meant!r}? " if meant else ""
+            fix += f"otherwise set ignore_columns: [{column}]" if meant else f"set ignore_columns: [{column}]"
+            reason = f"unknown column in {rows} (known: {', '.join(known)})"
+            problems.append(Problem("unknown_column", self.section.path, row, column, reason, fix, unit, "fatal"))
+        return problems
+
+    def _known(self) -> list[str]:
+        return [*READ, "id"] if self.lima else [self.section.column, "id"]
+
+    def _one(self, record: Record) -> Iterator[PromptRow | Problem]:
+        self._note_columns(record)
+        messages, faults = self._messages(record.value)
+        source_id, id_faults = _source_id(record.value)
+        faults += id_faults
+        row: PromptRow | None = None
+        if not faults:
+            messages = with_system(messages, self.section.system)
+            faults += self._length_faults(messages)
+            row = {"id": prompt_id(messages), "prompt": messages, "source_id": source_id}
+        problems = [
+            Problem(
+                *(fault.kind, self.section.path, record.row, fault.field, fault.reason, fault.fix, record.unit),
+                raw=raw_json(record.value),
+            )
+            for fault in faults
+        ]
+        if row is not None and (repeat := self._repeat(record, row)) is not None:
+            problems.append(repeat)
+        if problems:
+            yield from problems
+        elif row is not None:
+            yield row
+
+    def _note_columns(self, record: Record) -> None:
+        known, ignore = self._known(), self.section.ignore_columns
+        for column in record.value:
+            if column in known:
+                continue
+            if ignore == "all" or column in ignore or (self.lima and column in LEFT):
+                self.left.add(column)
+            else:
+                row, unit, count = self._unknown.get(column, (record.row, record.unit, 0))
+                self._unknown[column] = (row, unit, count + 1)
+
+    def _messages(self, value: dict[str, Any]) -> tuple[list[Message], list[Fault]]:
+        if self.lima:
+            return lima_prompt(value.get("conversations"))
+        column = self.section.column
+        if column not in value:
+            meant = nearest(column, list(value))
+            fix = f"rename {meant!r}, or set column: {meant}" if meant else "write one, or set `column` to its name"
+            return [], [Fault("missing_field", column, f"is missing (there: {', '.join(value) or 'nothing'})", fix)]
+        messages, faults = messages_of(value[column], column)
+        return messages, faults or order_faults(messages, column, last="user")
+
+    def _length_faults(self, messages: list[Message]) -> list[Fault]:
+        if self.max_prompt_tokens is None:
+            return []
+        tokens, limit = self.max_prompt_tokens.count(messages), self.max_prompt_tokens.limit
+        if tokens <= limit:
+            return []
+        reason = f"{tokens:,} tokens, {tokens - limit:,} more than the model takes with room for an answer ({limit:,})"
+        fix = "shorten it, lower max_new_tokens, or take a model with a longer context"
+        return [Fault("too_long", self._known()[0], reason, fix)]
+
+    def _repeat(self, record: Record, row: PromptRow) -> Problem | None:
+        """The same prompt or the same id as in an earlier row."""
+        path, source = self.section.path, row["source_id"]
+        raw = raw_json(record.value)
+        before = self._prompts.setdefault(row["id"], record.row)
+        if before != record.row:
+            reason = f"the same prompt as in {record.unit} {before}"
+            fix = "keep one of them; more answers to a prompt come from sample.n"
+            field = self._known()[0]
+            return Problem(
+                "duplicate_prompt", path, record.row, field, reason, fix, record.unit, level="duplicate", raw=raw
+            )
+        if source is not None and (before := self._ids.setdefault(source, record.row)) != record.row:
+            reason = f"the id {source!r} is that of {record.unit} {before} too, with another prompt"
+            fix = "give every prompt its own id, or take the column out"
+            return Problem("duplicate_id", path, record.row, "id", reason, fix, record.unit, raw=raw)
+        return None
+
+
+def _source_id(value: dict[str, Any]) -> tuple[str | None, list[Fault]]:
+    given = value.get("id")
+    if given is None or given == "":
+        return None, []
+    if isinstance(given, bool) or not isinstance(given, str | int):
+        return None, [Fault("wrong_type", "id", f"is a {json_type(given)}", "write a text or a whole number")]
+    if isinstance(given, str) and not given.isprintable():
+        return None, [Fault("bad_text", "id", "holds characters that cannot be printed", "write a plain text")]
+    return str(given), []

@@ -1,0 +1,365 @@
+"""File formats: JSONL, JSON, CSV, Parquet and hub data sets as one stream of numbered records and problems.
+
+A reader never stops at a bad row: it yields a `Problem` and goes on where the format lets it. JSONL, CSV, Parquet and
+hub sets are read in bounded memory; a JSON array has to be read whole.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from prefloop.errors import UsageError
+from prefloop.inputs.problems import Problem, raw_json
+
+BOM = b"\xef\xbb\xbf"
+FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row: its 1-based number (`unit` says of what) and its columns."""
+
+    row: int
+    value: dict[str, Any]
+    unit: str = "line"
+
+
+@dataclass
+class Stats:
+    """What a reader saw besides rows."""
+
+    blank_lines: int = 0
+
+
+Stream = Iterator[Record | Problem]
+
+
+def format_of(path: str, declared: str = "auto") -> str:
+    """The container of a source: jsonl, json, csv, parquet, hub or sandbox.
+
+    Raises:
+        UsageError: the path says nothing about the format.
+    """
+    if path.startswith("hub:"):
+        return "hub"
+    if path.startswith("sandbox:"):
+        return "sandbox"
+    found = FORMATS.get(Path(path).suffix.lower())
+    if declared == "lima":  # a way to write rows, not a container; the published files are JSON Lines named .json too
+        return found if found in ("csv", "parquet") else "jsonl"
+    if declared != "auto":
+        return declared
+    if found is None:
+        raise UsageError(
+            f"the name does not say the format (known endings: {', '.join(FORMATS)})",
+            where=path,
+            fix="rename the file, or set `format`",
+        )
+    return found
+
+
+def read_records(path: str, container: str, stats: Stats, split: str = "train") -> Stream:
+    """Records and problems of a source, in order.
+
+    Args:
+        path: file, or data set behind `hub:`.
+        container: as `format_of` gives it; not sandbox.
+        stats: counts what is neither.
+        split: of a hub data set.
+    """
+    if container == "hub":
+        yield from _read_hub(path, split)
+        return
+    file = Path(path)
+    if not file.is_file():
+        what = "is a folder, not a file" if file.is_dir() else "no such file"
+        fix = "name one file in it" if file.is_dir() else f"check the path (looked from {Path.cwd()})"
+        yield Problem("no_such_file", path, None, None, what, fix, level="fatal")
+        return
+    if file.stat().st_size == 0:
+        yield Problem("empty_file", path, None, None, "the file is empty", "write rows to it first", level="fatal")
+        return
+    readers = {"jsonl": _read_jsonl, "json": _read_json, "csv": _read_csv, "parquet": _read_parquet}
+    yield from readers[container](path, stats)
+
+
+# ------------------------------------------------------------------------------------------------------------ text
+
+
+class _BadEncodingError(Exception):
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+
+
+def _encoding_problem(path: str, row: int | None, offset: int, data: bytes, bad: int) -> Problem:
+    """`offset` of the byte in the file, `bad` its place in `data` (the line, or the head of the file)."""
+    guess = guess_encoding(data)
+    reason = f"not UTF-8 at byte {offset} (0x{data[bad]:02x}); it looks like {guess}"
+    fix = f"convert the file: iconv -f {guess} -t UTF-8 {path} > converted{Path(path).suffix}"
+    raw = None if row is None else raw_json(data.decode("utf-8", "backslashreplace"))
+    return Problem("encoding", path, row, None, reason, fix, raw=raw, level="fatal" if row is None else "error")
+
+
+def guess_encoding(data: bytes) -> str:
+    """The likely encoding of bytes that are not UTF-8, by its name in iconv."""
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return "UTF-16"
+    if data.count(0) > len(data) // 4:
+        return "UTF-16LE" if data[1:2] == b"\0" else "UTF-16BE"
+    high = [i for i, byte in enumerate(data) if byte > 127]
+    # A letter with an accent stands alone among ASCII in Western text; runs of high bytes are another script's.
+    alone = sum(1 for i in high if (i == 0 or data[i - 1] < 128) and (i + 1 == len(data) or data[i + 1] < 128))
+    western = 2 * alone >= len(high)
+    for name, codec in [("WINDOWS-1252", "cp1252")] if western else [("GB18030", "gb18030"), ("SHIFT_JIS", "cp932")]:
+        try:
+            data.decode(codec)
+        except UnicodeDecodeError:
+            continue
+        return name
+    return "ISO-8859-1"
+
+
+def _utf16_problem(path: str) -> Problem | None:
+    """UTF-16 has newlines of two bytes, so no line of it means anything: one problem for the whole file."""
+    with open(path, "rb") as f:
+        head = f.read(4096)
+    if not guess_encoding(head).startswith("UTF-16"):
+        return None
+    return _encoding_problem(path, None, 0, head, 0)
+
+
+# ------------------------------------------------------------------------------------------------------------ JSON
+
+
+class _RepeatedKeyError(ValueError):
+    pass
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        seen: set[str] = set()
+        again = next(k for k, _ in pairs if k in seen or seen.add(k))  # type: ignore[func-returns-value]
+        raise _RepeatedKeyError(f"the key {again!r} stands twice in one object")
+    return value
+
+
+def _json_reason(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"broken JSON at column {error.colno}: {error.msg}"
+    if isinstance(error, RecursionError):
+        return "broken JSON: nested too deeply"
+    return f"broken JSON: {error}"
+
+
+def _read_jsonl(path: str, stats: Stats) -> Stream:
+    if (wide := _utf16_problem(path)) is not None:
+        yield wide
+        return
+    offset, rows = 0, 0
+    with open(path, "rb") as f:
+        # Split at \n only: U+2028 and the like are ordinary characters inside JSON texts.
+        for number, line in enumerate(f, start=1):
+            start, offset = offset, offset + len(line)
+            body = line.removeprefix(BOM) if number == 1 else line
+            start += len(line) - len(body)
+            if not body.strip():
+                stats.blank_lines += 1
+                continue
+            rows += 1
+            yield _jsonl_line(path, number, start, body)
+    if rows == 0:
+        yield Problem("empty_file", path, None, None, "nothing but blank lines", "write rows to it", level="fatal")
+
+
+def _jsonl_line(path: str, number: int, start: int, body: bytes) -> Record | Problem:
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return _encoding_problem(path, number, start + error.start, body.rstrip(b"\r\n"), error.start)
+    try:
+        value = json.loads(text, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        fix = "write one complete JSON object on each line"
+        if number == 1 and text.lstrip().startswith("["):
+            fix += "; a file that is one JSON array is read with `format: json`"
+        return Problem("broken_json", path, number, None, _json_reason(error), fix, raw=raw_json(text.rstrip("\n")))
+    return _as_record(path, number, value, "line")
+
+
+def _as_record(path: str, number: int, value: Any, unit: str) -> Record | Problem:
+    if isinstance(value, dict):
+        return Record(number, value, unit)
+    reason = f"the row is a {json_type(value)}, not an object"
+    fix = 'write it as an object, such as {"prompt": "…"}'
+    return Problem("not_an_object", path, number, None, reason, fix, unit=unit, raw=raw_json(value))
+
+
+def json_type(value: Any) -> str:
+    """The name of a value's type as people who write JSON know it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "boolean"
+    for kind, name in ((str, "text"), ((int, float), "number"), (list, "list"), (dict, "object")):
+        if isinstance(value, kind):  # type: ignore[arg-type]
+            return name
+    return type(value).__name__
+
+
+def _read_json(path: str, stats: Stats) -> Stream:
+    if (wide := _utf16_problem(path)) is not None:
+        yield wide
+        return
+    data = Path(path).read_bytes()
+    body = data.removeprefix(BOM)
+    try:
+        values = json.loads(body.decode("utf-8"), object_pairs_hook=_unique)
+    except UnicodeDecodeError as error:
+        near = body[max(0, error.start - 2000) : error.start + 2000]
+        at = error.start + len(data) - len(body)
+        yield _encoding_problem(path, None, at, near, min(error.start, 2000))
+        return
+    except (ValueError, RecursionError) as error:
+        line = error.lineno if isinstance(error, json.JSONDecodeError) else None
+        lines = isinstance(error, json.JSONDecodeError) and error.msg == "Extra data"
+        fix = "write one JSON array of objects"
+        fix += "; one object on each line is read with `format: jsonl`" if lines else ""
+        yield Problem("broken_json", path, line, None, _json_reason(error), fix, level="fatal")
+        return
+    if not isinstance(values, list):
+        fix = "put the rows into one JSON array: [{…}, {…}]"
+        reason = f"the file holds one {json_type(values)}, not an array of rows"
+        yield Problem("not_an_object", path, None, None, reason, fix, level="fatal")
+        return
+    if not values:
+        yield Problem("empty_file", path, None, None, "the array is empty", "write rows to it", level="fatal")
+    for number, value in enumerate(values, start=1):
+        yield _as_record(path, number, value, "record")
+
+
+# ------------------------------------------------------------------------------------------------------------- CSV
+
+
+def _decoded_lines(path: str) -> Iterator[str]:
+    offset = 0
+    with open(path, "rb") as f:
+        for number, line in enumerate(f, start=1):
+            body = line.removeprefix(BOM) if number == 1 else line
+            try:
+                yield body.decode("utf-8")
+            except UnicodeDecodeError as error:
+                at = offset + len(line) - len(body) + error.start
+                raise _BadEncodingError(_encoding_problem(path, None, at, body, error.start)) from None
+            offset += len(line)
+
+
+def _read_csv(path: str, stats: Stats) -> Stream:
+    """The first record names the columns. Cells are texts; a list of messages does not fit into one."""
+    if (wide := _utf16_problem(path)) is not None:
+        yield wide
+        return
+    # Python's limit of 128 KiB for a cell is below a long document; it is per process, so it is put back.
+    limit = csv.field_size_limit(2**31 - 1)
+    reader = csv.reader(_decoded_lines(path), strict=True)
+    header: list[str] | None = None
+    first_line, rows = 1, 0
+    try:
+        for cells in reader:
+            line, first_line = first_line, reader.line_num + 1
+            if not cells:
+                stats.blank_lines += 1
+            elif header is None:
+                header = [name.strip() for name in cells]
+                if (wrong := _header_problem(path, header)) is not None:
+                    yield wrong
+                    return
+            elif len(cells) != len(header):
+                rows += 1
+                reason = f"{len(cells)} cells under {len(header)} columns"
+                fix = 'put texts with commas, quotes or newlines into "…", and double the quotes inside'
+                yield Problem("csv_cells", path, line, None, reason, fix, raw=raw_json(cells))
+            else:
+                rows += 1
+                yield Record(line, dict(zip(header, cells)))
+    except _BadEncodingError as error:
+        yield error.problem
+        return
+    except csv.Error as error:
+        fix = "close every quote, double quotes inside a quoted cell, end lines with \\n or \\r\\n"
+        yield Problem("unreadable", path, first_line, None, f"not CSV: {error}", fix, level="fatal")
+        return
+    finally:
+        csv.field_size_limit(limit)
+    if rows == 0:
+        reason = "nothing but blank lines" if header is None else "no rows below the header"
+        yield Problem("empty_file", path, None, None, reason, "write rows to it", level="fatal")
+
+
+def _header_problem(path: str, header: list[str]) -> Problem | None:
+    fix = "make the first line the names of the columns, such as: id,prompt"
+    if "" in header:
+        reason = f"column {header.index('') + 1} has no name"
+    elif len(set(header)) < len(header):
+        reason = f"the column {next(h for h in header if header.count(h) > 1)!r} stands twice in the header"
+    elif any(len(name) > 64 or name.count(" ") > 3 for name in header):
+        reason = f"no header: the first line looks like data ({header[0][:40]!r})"
+    else:
+        return None
+    return Problem("csv_header", path, 1, None, reason, fix, level="fatal")
+
+
+# --------------------------------------------------------------------------------------------------- Parquet and hub
+
+
+def _read_parquet(path: str, stats: Stats) -> Stream:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as parquet:
+            if parquet.metadata.num_rows == 0:
+                yield Problem("empty_file", path, None, None, "no rows", "write rows to it", level="fatal")
+            number = 0
+            for batch in parquet.iter_batches(batch_size=1024):
+                for value in batch.to_pylist():
+                    number += 1
+                    yield Record(number, value, "record")
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = f"not a readable Parquet file: {str(error).splitlines()[0]}"
+        yield Problem("unreadable", path, None, None, reason, "write the file again", level="fatal")
+
+
+def _read_hub(path: str, split: str) -> Stream:
+    """`hub:ORG/NAME`, `hub:ORG/NAME/CONFIG`, or a data set folder. The library keeps the rows on disk."""
+    import datasets
+
+    name, config = path.removeprefix("hub:"), None
+    if not Path(name).exists() and name.count("/") == 2:
+        name, config = name.rsplit("/", 1)
+    try:
+        rows = datasets.load_dataset(name, config, split=split)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        _refuse_hub(path, split, error)
+    if len(rows) == 0:
+        yield Problem("empty_file", path, None, None, f"split {split!r} has no rows", "take another", level="fatal")
+    for number, value in enumerate(rows, start=1):
+        yield Record(number, dict(value), "record")
+
+
+def _refuse_hub(path: str, split: str, error: Exception) -> NoReturn:
+    """Name, split, configuration or connection: the library's own words say which."""
+    fixes = {
+        "split": "set `split` to one that the data set has",
+        "config": "name the configuration: hub:ORG/NAME/CONFIG",
+        "reach": "check the connection, or fetch the data set first: huggingface-cli download --repo-type dataset",
+    }
+    text = str(error)
+    kind = "split" if "split" in text.lower() else "config" if "config" in text.lower() else "reach"
+    first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
+    raise UsageError(f"cannot load split {split!r}: {first}", where=path, fix=fixes[kind]) from error

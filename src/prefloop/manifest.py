@@ -1,0 +1,77 @@
+"""The two documents of a run: the manifest (all that is needed to repeat it) and the summary (what came out)."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from prefloop import __version__
+
+if TYPE_CHECKING:
+    from prefloop.loop import Loop
+
+PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "peft", "datasets", "safetensors", "numpy", "pyarrow")
+
+
+def describe(loop: Loop) -> dict[str, Any]:
+    """The manifest: resolved recipe, versions, input and weight digests, seed, machine. Holds no secret."""
+    before = loop.run.read_manifest() or {}
+    return {
+        "name": loop.recipe.name,
+        "recipe": loop.recipe.model_dump(mode="json"),
+        "command": ["prefloop", *sys.argv[1:]],
+        "created": before.get("created") or datetime.now(UTC).isoformat(timespec="seconds"),
+        "seed": loop.recipe.seed,
+        "versions": {"prefloop": __version__, "python": platform.python_version()} | _versions(),
+        "machine": {
+            "platform": platform.platform(),
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            **{k: v for k, v in os.environ.items() if k in {"OMP_NUM_THREADS", "MKL_NUM_THREADS"}},
+        },
+        "devices": before.get("devices", {}),
+        "stages": [{"number": s.number, "name": s.name, "settings": s.settings} for s in loop.stages],
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def summarize(loop: Loop) -> dict[str, Any]:
+    """The summary: every finished stage's counts, and the last measured round's results under `evaluate`."""
+    stages: dict[str, Any] = {}
+    rounds: list[dict[str, Any]] = []
+    for planned in loop.survey():
+        stage = planned.stage
+        success = loop.folder(stage.name).success() if planned.state == "done" else None
+        if success is None:
+            continue
+        stages[stage.name] = {
+            "rows": success.get("rows"),
+            "reject_reasons": success.get("reject_reasons", {}),
+            "counts": success.get("counts", {}),
+            "seconds": success.get("seconds"),
+        }
+        extra = success.get("extra") or {}
+        if stage.verb == "train":
+            stages[stage.name]["train"] = extra
+        if stage.verb == "evaluate":
+            rounds.append({"round": stage.round, **extra["evaluate"]})
+    summary: dict[str, Any] = {"name": loop.recipe.name, "stages": stages}
+    if rounds:
+        summary["evaluate"] = {k: v for k, v in rounds[-1].items() if k != "round"}
+        summary["rounds"] = rounds
+    if (loop.run.path / "model" / "config.json").is_file():
+        summary["model"] = str(loop.run.path / "model")
+    return summary

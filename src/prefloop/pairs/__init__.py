@@ -1,0 +1,1 @@
+"""From scored answers to preference pairs, and the splits by prompt."""

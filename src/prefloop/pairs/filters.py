@@ -1,0 +1,61 @@
+"""What is left out before and after pairing, each with the one word that the counts and rejects use for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from prefloop.config import PairSection
+from prefloop.pairs.strategies import Answer, Pair
+from prefloop.records import ScoredRow
+
+
+def usable_answers(row: ScoredRow, section: PairSection) -> tuple[list[Answer], dict[str, int]]:
+    """The answers of a row that may stand in a pair, and how many were left out, by reason.
+
+    Reasons, in the order of the checks: null_score, truncated (cut off at max_new_tokens), duplicate (equal to an
+    earlier sample but for outer white space; the first sample stays, with its score).
+    """
+    left_out = {"null_score": 0, "truncated": 0, "duplicate": 0}
+    kept: dict[str, Answer] = {}
+    samples = sorted(
+        zip(row["completions"], row["scores"], strict=True), key=lambda x: (x[0]["sample_index"], x[0]["id"])
+    )
+    for completion, score in samples:
+        if score is None:
+            left_out["null_score"] += 1
+        elif section.drop_truncated and completion["finish_reason"] == "length":
+            left_out["truncated"] += 1
+        elif completion["text"].strip() in kept:
+            left_out["duplicate"] += 1
+        else:
+            kept[completion["text"].strip()] = Answer(completion, score)
+    return list(kept.values()), left_out
+
+
+def drop_reason(pair: Pair, section: PairSection) -> str | None:
+    """Why a proposed pair is dropped, or None: equal_scores, min_gap or length_ratio (lengths in characters)."""
+    better, worse = pair
+    if better.score == worse.score:
+        return "equal_scores"
+    if better.score - worse.score < section.min_gap:
+        return "min_gap"
+    short, long = sorted(len(answer.completion["text"]) for answer in pair)
+    if section.max_length_ratio is not None and long > section.max_length_ratio * short:
+        return "length_ratio"
+    return None
+
+
+def reject_reason(row: ScoredRow, left_out: dict[str, int], drops: Sequence[str]) -> str:
+    """The one reason why a row gave no pair.
+
+    With fewer than two usable answers, the first check that left fewer than two; else the filter that most proposed
+    pairs reached: length_ratio comes after min_gap, and that after equal_scores.
+    """
+    remaining = len(row["completions"])
+    if remaining < 2:
+        return "fewer_than_two_answers"
+    for reason, count in left_out.items():
+        remaining -= count
+        if remaining < 2:
+            return reason
+    return next(reason for reason in ("length_ratio", "min_gap", "equal_scores") if reason in drops)

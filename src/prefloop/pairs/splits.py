@@ -1,0 +1,108 @@
+"""Splits by prompt, never by row, and the check that evaluation prompts were not trained on.
+
+Prompts are ranked by a hash of their id: a split does not depend on their order, and a prompt that is added moves
+hardly any other.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Collection, Iterable
+from typing import TypedDict
+
+from prefloop.errors import UsageError
+from prefloop.records import Message, content_id
+
+NGRAM = 13
+
+# An n-gram that stands in more training prompts than this is boilerplate ("Below is an instruction that …"), not a
+# leaked prompt (Brown et al. 2020, appendix C, use the same bound).
+BOILERPLATE = 10
+
+
+class Prompt(TypedDict):
+    """Any row with an id and a prompt."""
+
+    id: str
+    prompt: list[Message]
+
+
+def _rank(ids: Collection[str], salt: str) -> list[str]:
+    return sorted(set(ids), key=lambda name: (content_id("split", salt, name), name))
+
+
+def holdout(ids: Collection[str], share: float, salt: str = "holdout") -> set[str]:
+    """A share of the ids, chosen by hash.
+
+    Args:
+        ids: prompt ids; doubles count once.
+        share: 0..1, 1 excluded. Above 0, at least one id is held out and at least one is left, when there are two.
+        salt: splits with different salts are independent of each other.
+    """
+    order = _rank(ids, salt)
+    if share == 0 or len(order) < 2:
+        return set()
+    return set(order[: min(max(round(share * len(order)), 1), len(order) - 1)])
+
+
+def round_chunk(ids: Collection[str], rounds: int, round: int) -> set[str]:
+    """The ids of one round: disjoint between rounds, together all, sizes equal up to one.
+
+    Args:
+        ids: prompt ids; doubles count once.
+        rounds: how many there are.
+        round: which one, from 1.
+
+    Raises:
+        UsageError: there are fewer prompts than rounds.
+    """
+    order = _rank(ids, "rounds")
+    if len(order) < rounds:
+        raise UsageError(
+            f"{rounds} rounds need as many prompts, and there are {len(order)}", where="rounds", fix="lower rounds"
+        )
+    return set(order[(round - 1) * len(order) // rounds : round * len(order) // rounds])
+
+
+def overlap(train: Iterable[Prompt], evaluation: Iterable[Prompt]) -> list[str]:
+    """Ids of the evaluation prompts that are found among the training prompts, in their order.
+
+    Two prompts match when their texts are equal up to case, Unicode form and white space, or share 13 consecutive
+    words (which shorter prompts cannot). System messages are left out: they are meant to be the same.
+    Memory grows with the evaluation prompts only.
+    """
+    texts: dict[str, list[str]] = {}
+    grams: dict[tuple[str, ...], list[str]] = {}
+    order: list[str] = []
+    for row in evaluation:
+        order.append(row["id"])
+        text = _text(row["prompt"])
+        texts.setdefault(text, []).append(row["id"])
+        for gram in _grams(text):
+            grams.setdefault(gram, []).append(row["id"])
+    found: set[str] = set()
+    seen: Counter[tuple[str, ...]] = Counter()
+    trained: set[str] = set()
+    for row in train:
+        text = _text(row["prompt"])
+        if text in trained:  # a prompt repeated in training does not make its words boilerplate
+            continue
+        trained.add(text)
+        found.update(texts.get(text, ()))
+        seen.update(gram for gram in _grams(text) if gram in grams)
+    for gram, count in seen.items():
+        if count <= BOILERPLATE:
+            found.update(grams[gram])
+    return [name for name in order if name in found]
+
+
+def _text(prompt: Iterable[Message]) -> str:
+    words = " ".join(message["content"] for message in prompt if message["role"] != "system")
+    return " ".join(unicodedata.normalize("NFKC", words).casefold().split())
+
+
+def _grams(text: str) -> set[tuple[str, ...]]:
+    words = re.findall(r"\w+", text)
+    return {tuple(words[i : i + NGRAM]) for i in range(len(words) - NGRAM + 1)}

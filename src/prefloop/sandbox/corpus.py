@@ -1,0 +1,48 @@
+"""The training corpus: a seeded, endless stream of conversations. The same seed gives the same corpus."""
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+
+from prefloop.sandbox import tasks, verdicts
+from prefloop.sandbox.checkers import Message
+from prefloop.sandbox.world import World, make_world
+
+Task = Callable[[random.Random, World], list[Message]]
+
+TASKS: dict[str, Task] = {
+    "question": tasks.plain_question,
+    "styled": tasks.styled_question,
+    "criticised": tasks.criticised_question,
+    "rewriting": tasks.rewriting,
+    "documents": tasks.read_question,
+    "pairwise": verdicts.pairwise,
+    "pointwise": verdicts.pointwise,
+    "chat": tasks.chat,
+    "profiles": tasks.profiles,
+    "checks": tasks.checks,
+}
+
+# Shares of the conversations. Looking facts up is the slow part to learn, so it comes first and alone; everything
+# else needs it. The main stage lasts.
+READING: dict[str, float] = {"profiles": 0.8, "documents": 0.2}
+MAIN: dict[str, float] = {
+    "question": 0.18,
+    "styled": 0.17,
+    "criticised": 0.12,
+    "rewriting": 0.08,
+    "documents": 0.12,
+    "pairwise": 0.12,
+    "pointwise": 0.07,
+    "chat": 0.02,
+    "profiles": 0.06,
+    "checks": 0.06,
+}
+
+
+def conversations(seed: int, shares: Mapping[str, float], world: World | None = None) -> Iterator[list[Message]]:
+    """An endless stream of conversations in the given shares of tasks (keys of TASKS, values sum to 1)."""
+    world = world or make_world()
+    rng = random.Random(f"prefloop corpus {seed} {sorted(shares)}")
+    names, weights = list(shares), list(shares.values())
+    while True:
+        yield TASKS[rng.choices(names, weights)[0]](rng, world)

@@ -1,0 +1,1 @@
+"""Sources of preference: a signal scores the answers of a row; `driver.rate` runs any of them."""

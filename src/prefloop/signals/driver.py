@@ -1,0 +1,170 @@
+"""Runs any signal over many rows: all generators advance in lock-step waves.
+
+A wave collects the calls of all rows that are still alive and asks each backend once per verb, so a backend sees as
+many requests together as there are rows and can batch them well. Caching is the backend's business.
+tests/signals/test_driver.py guards that a wave makes one `answer` call per backend and verb.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from prefloop.backends.base import Backend, Refusal, Result, request_json
+from prefloop.errors import PrefloopError
+from prefloop.records import CallRow, CandidatesRow, ScoredRow, canonical_json, content_id
+from prefloop.signals.base import Call, Rating, Signal
+
+
+@dataclass
+class Rated:
+    """What rating a part of the rows gave.
+
+    Attributes:
+        rows: one scored row per input row, in their order; `evidence` lists the ids of its calls in `calls`.
+        calls: every call that was made for these rows, with its result.
+        counts: the signal's own counts, summed over rows, and `rows`, `answers` and `unscored` (those without a
+            score).
+    """
+
+    rows: list[ScoredRow] = field(default_factory=list)
+    calls: list[CallRow] = field(default_factory=list)
+    counts: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class _Live:
+    """A row whose generator has not returned yet."""
+
+    row: CandidatesRow
+    generator: Generator[list[Call], list[Result], Rating]
+    asked: list[Call] = field(default_factory=list)
+    results: list[Result] = field(default_factory=list)
+    calls: dict[str, CallRow] = field(default_factory=dict)
+
+
+def rate(
+    signal: Signal,
+    rows: Sequence[CandidatesRow],
+    backends: Mapping[str, Backend],
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Rated:
+    """Score the completions of all rows.
+
+    Holds all calls of these rows in memory: give it parts of a few hundred rows.
+
+    Args:
+        signal: the source of scores.
+        rows: candidates; ids should be unique.
+        backends: the models, by the names that the signal calls them.
+        on_progress: told (rows done, rows in all) after each wave.
+
+    Raises:
+        PrefloopError: the signal failed on a row; the message names the signal and the row. Its class and fix are
+            those of the original error where that was one of ours.
+    """
+    live = [_Live(row, signal.rate(row)) for row in rows]
+    finished: dict[int, Rating] = {}
+    waiting = dict(enumerate(live))
+    started: set[int] = set()
+    while waiting:
+        for index, state in list(waiting.items()):
+            rating = _advance(signal, state, first=index not in started)
+            started.add(index)
+            if rating is not None:
+                finished[index] = rating
+                del waiting[index]
+        _answer(signal, list(waiting.values()), backends)
+        if on_progress is not None:
+            on_progress(len(finished), len(live))
+    return _collect(signal, live, [finished[i] for i in range(len(live))])
+
+
+def _advance(signal: Signal, state: _Live, first: bool) -> Rating | None:
+    """Let one generator run to its next calls (None) or to its end (the rating)."""
+    where = f"signal {signal.name}, row {state.row['id']}"
+    try:
+        state.asked = next(state.generator) if first else state.generator.send(state.results)
+    except StopIteration as end:
+        rating: Rating = end.value
+        if len(rating.scores) != len(state.row["completions"]):
+            raise PrefloopError(
+                f"{len(rating.scores)} scores for {len(state.row['completions'])} answers", where=where
+            ) from None
+        if any(score is not None and not math.isfinite(score) for score in rating.scores):
+            raise PrefloopError(f"a score that is not finite: {rating.scores}", where=where) from None
+        return rating
+    except PrefloopError as error:
+        raise type(error)(error.what, where=where, fix=error.fix) from error
+    except Exception as error:
+        raise PrefloopError(f"{type(error).__name__}: {error}", where=where) from error
+    return None
+
+
+def _answer(signal: Signal, states: Sequence[_Live], backends: Mapping[str, Backend]) -> None:
+    """Ask what all live rows ask for: one `answer` per backend and verb; leave the results and call rows in place."""
+    groups: dict[tuple[str, str], list[tuple[_Live, int]]] = {}
+    for state in states:
+        state.results = [Refusal("not answered")] * len(state.asked)
+        for position, call in enumerate(state.asked):
+            groups.setdefault((call.backend, call.request.verb), []).append((state, position))
+    for (name, verb), members in groups.items():
+        if name not in backends:
+            raise PrefloopError(
+                f"signal {signal.name} calls a backend named {name!r}; it was given {sorted(backends) or 'none'}"
+            )
+        results = backends[name].answer([state.asked[position].request for state, position in members])
+        for (state, position), result in zip(members, results, strict=True):
+            state.results[position] = result
+            record = call_row(state.row["id"], signal.name, name, verb, state.asked[position], result)
+            state.calls[record["id"]] = record
+
+
+def call_row(row_id: str, signal: str, backend: str, verb: str, call: Call, result: Result) -> CallRow:
+    """The record of one call; its id is the hash of all of it. `result` names its kind: choice, refusal, …"""
+    request = canonical_json({"backend": backend, **request_json(call.request)})
+    answer = canonical_json(_finite({"kind": type(result).__name__.lower(), **asdict(result)}))
+    return {
+        "id": content_id("call", row_id, signal, request, answer),
+        "row_id": row_id,
+        "signal": signal,
+        "verb": verb,
+        "request": request,
+        "result": answer,
+    }
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinities, but a log-probability may be one: written as text ("-inf")."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _collect(signal: Signal, live: Sequence[_Live], ratings: Sequence[Rating]) -> Rated:
+    counts: defaultdict[str, float] = defaultdict(float, rows=0, answers=0, unscored=0)
+    rated = Rated()
+    for state, rating in zip(live, ratings, strict=True):
+        rated.rows.append(
+            {
+                "id": state.row["id"],
+                "prompt": state.row["prompt"],
+                "completions": state.row["completions"],
+                "scores": rating.scores,
+                "signal": signal.name,
+                "evidence": list(state.calls),
+            }
+        )
+        rated.calls.extend(state.calls.values())
+        counts["rows"] += 1
+        counts["answers"] += len(rating.scores)
+        counts["unscored"] += sum(score is None for score in rating.scores)
+        for name, value in rating.counts.items():
+            counts[name] += value
+    rated.counts = dict(counts)
+    return rated

@@ -1,0 +1,193 @@
+"""Scores from a language model that reads the answers (LLM-as-a-judge, Zheng et al. 2023).
+
+A verdict is read from the log-probabilities of a few labels: nothing is parsed, and the same judge says the same
+thing twice. Pointwise, the score is the expectation of the rating. Pairwise, every two answers are shown in both
+orders and the two verdicts averaged, so a judge that only prefers a seat says 0.5. A verdict that could not be had
+is null: excluded and counted, never a tie and never a loss.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Generator
+from itertools import combinations
+from typing import Any, Literal
+
+from prefloop.backends.base import Choice, ChooseRequest, Result
+from prefloop.errors import PrefloopError
+from prefloop.records import CandidatesRow
+from prefloop.signals import template
+from prefloop.signals.base import Call, Rating
+
+RATINGS = ("1", "2", "3", "4", "5")
+SEATS = ("A", "B")
+
+# Scores are rounded to this many decimals: float noise in a sum must not turn a tie into a preference
+# (tests/signals/test_judge.py::test_a_judge_that_prefers_a_seat_sees_a_tie).
+DECIMALS = 9
+
+Counts = defaultdict[str, float]
+
+
+class JudgeSignal:
+    """Signal `judge`. Calls the backend named "judge"."""
+
+    def __init__(
+        self, mode: Literal["pointwise", "pairwise"], template_name: str | None, min_label_mass: float
+    ) -> None:
+        """
+        Args:
+            mode: pointwise or pairwise.
+            template_name: see `signals.template.load`.
+            min_label_mass: a verdict is null when all labels together get less probability than this, 0..1.
+        """
+        self.mode = mode
+        self.template = template.load(template_name, mode)
+        self.min_label_mass = min_label_mass
+        self.pairwise = mode == "pairwise"
+        self.name = f"judge-{mode}@{self.template.sha[:8]}"
+        self.identity: dict[str, Any] = {
+            "type": "judge",
+            "mode": mode,
+            "template_sha": self.template.sha,
+            "labels": list(SEATS if self.pairwise else RATINGS),
+            "min_label_mass": min_label_mass,
+        }
+
+    def rate(self, row: CandidatesRow) -> Generator[list[Call], list[Result], Rating]:
+        """Score the completions of one row; answers that are equal but for outer white space are judged once.
+
+        Counts, pointwise and pairwise: verdicts (asked for), nulls, label_mass (sum over the verdicts that are not
+        refused), unequal_labels (verdicts whose labels have different numbers of tokens). Pairwise also: pairs
+        (asked), null_pairs, consistent (pairs that both orders decide alike), first_decided and first_wins (verdicts
+        that prefer a seat, and the first), longer_decided and longer_wins (decided pairs of answers of different
+        lengths, and those won by the longer).
+        """
+        return (yield from (self._pairwise(row) if self.pairwise else self._pointwise(row)))
+
+    def _pointwise(self, row: CandidatesRow) -> Generator[list[Call], list[Result], Rating]:
+        texts, member = _distinct(row)
+        instruction = template.conversation(row["prompt"])
+        results = yield [self._call(RATINGS, instruction=instruction, answer=text) for text in texts]
+        counts: Counts = defaultdict(float)
+        scores: list[float | None] = []
+        for result in results:
+            chances = self._chances(result, counts)
+            expected = None if chances is None else sum(int(label) * p for label, p in zip(RATINGS, chances))
+            scores.append(None if expected is None else round(expected, DECIMALS))
+        return Rating([scores[i] for i in member], dict(counts))
+
+    def _pairwise(self, row: CandidatesRow) -> Generator[list[Call], list[Result], Rating]:
+        texts, member = _distinct(row)
+        instruction = template.conversation(row["prompt"])
+        pairs = list(combinations(range(len(texts)), 2))
+        seatings = [seats for i, j in pairs for seats in ((i, j), (j, i))]
+        results = yield [
+            self._call(SEATS, instruction=instruction, first=texts[i], second=texts[j]) for i, j in seatings
+        ]
+        counts: Counts = defaultdict(float)
+        chances = [self._chances(result, counts) for result in results]
+        wins: dict[tuple[int, int], float | None] = {(i, i): 0.5 for i in range(len(texts))}
+        for (i, j), forward, backward in zip(pairs, chances[::2], chances[1::2], strict=True):
+            p = _debiased(forward, backward, counts)
+            wins[i, j], wins[j, i] = p, None if p is None else 1 - p
+            if p is not None and p != 0.5 and len(texts[i]) != len(texts[j]):
+                counts["longer_decided"] += 1
+                counts["longer_wins"] += (len(texts[i]) > len(texts[j])) == (p > 0.5)
+        return Rating([_mean_win(seat, member, wins) for seat in range(len(member))], dict(counts))
+
+    def _call(self, labels: tuple[str, ...], **texts: str) -> Call:
+        return Call("judge", ChooseRequest((("user", self.template.render(**texts)),), labels))
+
+    def _chances(self, result: Result, counts: Counts) -> list[float] | None:
+        """Probabilities of the labels among themselves; None when there is no verdict."""
+        counts["verdicts"] += 1
+        counts["nulls"] += 0
+        if not isinstance(result, Choice):
+            counts["nulls"] += 1
+            return None
+        mass = result.label_mass
+        counts["label_mass"] += mass
+        counts["unequal_labels"] += len(set(result.label_tokens)) > 1
+        # `not >` also catches NaN; without any mass the labels' probabilities are not defined.
+        if not mass > 0 or mass < self.min_label_mass:
+            counts["nulls"] += 1
+            return None
+        return result.probabilities
+
+
+def _distinct(row: CandidatesRow) -> tuple[list[str], list[int]]:
+    """The different texts of a row (the first of equals), and for each completion the index of its text."""
+    index: dict[str, int] = {}
+    texts: list[str] = []
+    member: list[int] = []
+    for completion in row["completions"]:
+        key = completion["text"].strip()
+        if key not in index:
+            index[key] = len(texts)
+            texts.append(completion["text"])
+        member.append(index[key])
+    return texts, member
+
+
+def _debiased(forward: list[float] | None, backward: list[float] | None, counts: Counts) -> float | None:
+    """P(x is better) from the label chances with x in seat A (`forward`) and with x in seat B (`backward`).
+
+    Null unless both orders gave a verdict: one order alone carries the judge's preference for a seat.
+    """
+    for chances in (forward, backward):
+        if chances is not None and chances[0] != chances[1]:
+            counts["first_decided"] += 1
+            counts["first_wins"] += chances[0] > chances[1]
+    counts["pairs"] += 1
+    if forward is None or backward is None:
+        counts["null_pairs"] += 1
+        return None
+    counts["consistent"] += (forward[0] - 0.5) * (backward[1] - 0.5) > 0
+    return round((forward[0] + backward[1]) / 2, DECIMALS)
+
+
+def _mean_win(seat: int, member: list[int], wins: dict[tuple[int, int], float | None]) -> float | None:
+    """Mean win probability of one completion against the others; None when no judged pair of its has a verdict."""
+    others = [other for i, other in enumerate(member) if i != seat]
+    verdicts = [p for other in others if (p := wins[member[seat], other]) is not None]
+    judged = [other for other in others if other != member[seat]]
+    if not verdicts or (judged and all(wins[member[seat], other] is None for other in judged)):
+        return None
+    return round(sum(verdicts) / len(verdicts), DECIMALS)
+
+
+def rates(counts: dict[str, float]) -> dict[str, float]:
+    """A judge's bias card from its summed counts; a rate without any case is absent.
+
+    Returns:
+        null_rate (of verdicts); label_mass (mean); consistency (judged pairs that both orders decide alike);
+        first_seat (decided verdicts for the answer shown first; 0.5 is unbiased); longer_wins (decided pairs of
+        different lengths won by the longer one).
+    """
+    judged_pairs = counts.get("pairs", 0) - counts.get("null_pairs", 0)
+    table = {
+        "null_rate": (counts.get("nulls", 0), counts.get("verdicts", 0)),
+        "label_mass": (counts.get("label_mass", 0), counts.get("verdicts", 0)),
+        "consistency": (counts.get("consistent", 0), judged_pairs),
+        "first_seat": (counts.get("first_wins", 0), counts.get("first_decided", 0)),
+        "longer_wins": (counts.get("longer_wins", 0), counts.get("longer_decided", 0)),
+    }
+    return {name: part / whole for name, (part, whole) in table.items() if whole}
+
+
+def check_nulls(counts: dict[str, float], max_null_share: float) -> None:
+    """Stop when too many verdicts are null.
+
+    Raises:
+        PrefloopError: more than `max_null_share` of the verdicts are.
+    """
+    nulls, verdicts = counts.get("nulls", 0), counts.get("verdicts", 0)
+    if nulls > max_null_share * verdicts:
+        raise PrefloopError(
+            f"the judge gave no verdict in {nulls:.0f} of {verdicts:.0f} calls (at most {max_null_share:.0%} may be "
+            f"null; mean label mass {rates(counts).get('label_mass', 0):.3f})",
+            where="judge",
+            fix="shorten prompts that exceed the judge's context, use a judge that follows the template, or set "
+            "min_label_mass or max_null_share",
+        )

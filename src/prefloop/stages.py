@@ -1,0 +1,325 @@
+"""What each stage does: read its inputs' rows, call its box, write parts.
+
+Rows go through in parts of `PART_ROWS`, in the order of the input, so a run that was killed continues behind its last
+finished part with the same batches as an undisturbed one. Boxes are imported where they are used: planning and
+skipping must not load torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from prefloop.backends.base import Backend, Generation, GenerateRequest, Refusal, Sampling, freeze
+from prefloop.config import ModelSection, Recipe, SampleSection
+from prefloop.errors import PrefloopError
+from prefloop.records import CandidatesRow, Completion, PromptRow, RejectRow, canonical_json, completion_id
+from prefloop.store.rundir import StageDir
+
+if TYPE_CHECKING:
+    from prefloop.backends.cached import CachedBackend
+    from prefloop.loop import Loop, Stage
+    from prefloop.ui.progress import Progress
+
+PART_ROWS = 256
+T = TypeVar("T")
+
+
+class Bench:
+    """What the stages of one process share: the loop, the display, and the loaded models."""
+
+    # A base model, an aligned one and a judge are the most that one stage uses.
+    MODELS_HELD = 2
+
+    def __init__(self, loop: Loop, progress: Progress) -> None:
+        self.loop, self.progress = loop, progress
+        self._backends: dict[str, CachedBackend] = {}
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.loop.recipe
+
+    def backend(self, section: ModelSection) -> CachedBackend:
+        """The model of a section behind the cache, loaded on first use; the least recently used one makes room."""
+        from prefloop.backends.cached import CachedBackend
+        from prefloop.backends.hf import HfBackend
+
+        key = section.model_dump_json()
+        held = self._backends.pop(key, None)
+        if held is None:
+            while len(self._backends) >= self.MODELS_HELD:
+                self._backends.pop(next(iter(self._backends))).close()
+            inner = HfBackend.load(section, memo=self.loop.cache)
+            held = CachedBackend(inner, self.loop.cache, on_batch=self.progress.advance)
+            self.loop.run.event("model_loaded", path=section.path, identity=inner.identity, device=str(inner.device))
+        self._backends[key] = held
+        return held
+
+    def release(self) -> None:
+        """Drop all models: training needs the memory."""
+        for backend in self._backends.values():
+            backend.close()
+        self._backends.clear()
+
+    def close(self) -> None:
+        self.release()
+
+
+def run_prompts(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> None:
+    """Read the prompts to train on; with no evaluation prompts of their own, keep a share of them out."""
+    rows, rejects = _read(bench, bench.recipe.prompts)
+    if bench.recipe.evaluate.prompts is None:
+        rows = _split(bench, rows, held_out=False)
+    if not rows:
+        raise PrefloopError(
+            "no prompt is left to train on",
+            where=bench.recipe.prompts.path,
+            fix="give more prompts, or evaluation prompts of their own (evaluate.prompts.path)",
+        )
+    _write(folder, fingerprint, rows, rejects)
+
+
+def run_heldout(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> None:
+    """Read the prompts to measure on, and make sure that none of them is trained on."""
+    from prefloop.pairs.splits import overlap
+
+    given = bench.recipe.evaluate.prompts
+    if given is None:
+        # Bad rows of the one file were counted when the training prompts were read.
+        rows, rejects = _split(bench, _read(bench, bench.recipe.prompts)[0], held_out=True), []
+    else:
+        rows, rejects = _read(bench, given)
+    seen = set(overlap(bench.loop.folder("prompts").rows(), rows))
+    leaked = [r for r in rows if r["id"] in seen]
+    if leaked and given is not None:
+        raise UsageError(
+            f"{len(leaked)} of {len(rows)} evaluation prompts share their text, or 13 words in a row, with a training "
+            f"prompt; the first: {leaked[0]['prompt'][-1]['content'][:80]!r}",
+            where=given.path,
+            fix="take them out of one of the two files",
+        )
+    # Near-copies inside one file: the held-out one goes, with its reason.
+    rejects += [_reject(stage, r, "shares its text, or 13 words in a row, with a training prompt") for r in leaked]
+    rows = [r for r in rows if r["id"] not in seen]
+    if not rows:
+        raise UsageError(
+            f"no prompt is left to measure on ({len(leaked)} were also among the training prompts)",
+            where=bench.recipe.prompts.path,
+            fix="give more prompts, a larger evaluate.holdout, or evaluate.prompts.path",
+        )
+    _write(folder, fingerprint, rows, rejects)
+
+
+def _read(bench: Bench, section: PromptsSection) -> tuple[list[PromptRow], list[RejectRow]]:
+    from prefloop.inputs.prompts import read_prompts
+
+    return read_prompts(section, seed=bench.recipe.seed)
+
+
+def _split(bench: Bench, rows: list[PromptRow], *, held_out: bool) -> list[PromptRow]:
+    from prefloop.pairs.splits import holdout
+
+    ids = holdout([r["id"] for r in rows], bench.recipe.evaluate.holdout)
+    return [r for r in rows if (r["id"] in ids) is held_out]
+
+
+def _write(folder: StageDir, fingerprint: str, rows: list[PromptRow], rejects: list[RejectRow]) -> None:
+    if not folder.begin(fingerprint):
+        folder.write_part(0, rows, "prompts", rejects=rejects)
+    folder.finish(fingerprint, rows_in=len(rows) + len(rejects))
+
+
+def run_sample(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> None:
+    """n answers to every prompt of the round, by the round's policy."""
+    from prefloop.pairs.splits import round_chunk
+
+    prompts = list(bench.loop.folder("prompts").rows())
+    chunk = round_chunk([p["id"] for p in prompts], bench.recipe.rounds, stage.round - 1)
+    rows = [p for p in prompts if p["id"] in chunk]
+    section = bench.recipe.sample
+    backend = bench.backend(bench.loop.policy(stage.round))
+    bench.progress.total(len(rows) * section.n, "answers")
+    done = folder.begin(fingerprint)
+    for index, part in enumerate(_parts(rows)):
+        if index in done:
+            bench.progress.advance(len(part) * section.n)
+            continue
+        kept, rejects, counts = _sample(backend, part, section, bench.recipe.seed, stage)
+        folder.write_part(index, kept, "candidates", rejects=rejects, counts=counts)
+        bench.progress.update(cached=backend.usage.cached, rejected=len(rejects))
+    folder.finish(fingerprint, rows_in=len(rows))
+
+
+def _sample(
+    backend: Backend, rows: Sequence[PromptRow], section: SampleSection, seed: int, stage: Stage
+) -> tuple[list[CandidatesRow], list[RejectRow], dict[str, float]]:
+    sampling = Sampling(
+        max_new_tokens=section.max_new_tokens,
+        temperature=section.temperature,
+        top_p=section.top_p,
+        top_k=section.top_k,
+        seed=seed,
+    )
+    requests = [GenerateRequest(freeze(r["prompt"]), sampling, i) for r in rows for i in range(section.n)]
+    answers = iter(backend.answer(requests))
+    kept: list[CandidatesRow] = []
+    rejects: list[RejectRow] = []
+    counts = {"answers": 0.0, "cut_off": 0.0, "tokens": 0.0}
+    for row in rows:
+        completions: list[Completion] = []
+        for i in range(section.n):
+            answer = next(answers)
+            if isinstance(answer, Refusal):
+                refusal = answer.reason
+                continue
+            assert isinstance(answer, Generation)
+            completions.append(
+                {
+                    "id": completion_id(row["id"], answer.text, i),
+                    "text": answer.text,
+                    "token_ids": answer.token_ids,
+                    "finish_reason": answer.finish_reason,
+                    "sample_index": i,
+                }
+            )
+            counts["answers"] += 1
+            counts["cut_off"] += answer.finish_reason == "length"
+            counts["tokens"] += len(answer.token_ids)
+        if len(completions) < section.n:
+            rejects.append(_reject(stage, row, refusal))
+        else:
+            kept.append({"id": row["id"], "prompt": row["prompt"], "completions": completions})
+    return kept, rejects, counts
+
+
+def run_rate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> None:
+    """A score for every answer."""
+    from prefloop.signals.build import build
+    from prefloop.signals.driver import rate
+
+    source = bench.loop.folder(bench.loop.previous(stage))
+    signal, sections = build(bench.recipe.rate)
+    backends: dict[str, Backend] = {name: bench.backend(s or bench.recipe.model) for name, s in sections.items()}
+    bench.progress.total(source.count(), "rows")
+    done = folder.begin(fingerprint)
+    counts: Counter[str] = Counter()
+    for index, part in enumerate(_parts(source.rows())):
+        if index not in done:
+            rated = rate(signal, part, backends)
+            folder.write_part(
+                index, rated.scored, "scored", tables={"calls": ("calls", rated.calls)}, counts=rated.counts
+            )
+        bench.progress.advance(len(part))
+    folder.finish(fingerprint, rows_in=source.count())
+
+
+def run_pair(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> None:
+    """Pairs from scored answers."""
+    from prefloop.pairs.build import build_pairs
+
+    source = bench.loop.folder(bench.loop.previous(stage))
+    built = build_pairs(source.rows(), bench.recipe.pair, bench.recipe.seed, source=bench.recipe.rate.type)
+    if not built.pairs:
+        reasons = ", ".join(f"{reason} ({n})" for reason, n in built.counts["rejected"].items())
+        raise PrefloopError(
+            "no preference pair came out of the scored answers",
+            where=str(folder.path),
+            fix=f"every row was dropped: {reasons}. Sample more answers (sample.n), or loosen the pair section",
+        )
+    if not folder.begin(fingerprint):
+        folder.write_part(0, built.pairs, "preference", rejects=built.rejects)
+    # A row may give several pairs; rows reconcile in `counts`, pairs and rejects here.
+    assert built.counts["rows"] == built.counts["rows_with_pairs"] + len(built.rejects)
+    folder.finish(fingerprint, rows_in=len(built.pairs) + len(built.rejects), extra=built.counts)
+
+
+def run_train(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> None:
+    """The policy trained on the pairs: an adapter, or all weights."""
+    from prefloop.pairs.splits import holdout
+    from prefloop.train.run import train
+
+    bench.release()
+    pairs = list(bench.loop.folder(bench.loop.previous(stage)).rows())
+    section = bench.recipe.train
+    held = holdout(sorted({p["prompt_id"] for p in pairs}), section.validation_share)
+    folder.begin(fingerprint)
+
+    def on_log(record: dict[str, Any]) -> None:
+        bench.loop.run.metric(round=stage.round, **record)
+        bench.progress.update(**{k: record[k] for k in ("loss", "rewards/accuracies") if k in record})
+
+    def on_step(done: int, total: int) -> None:
+        bench.progress.total(total, "steps")
+        bench.progress.at(done)
+
+    result = train(
+        bench.loop.policy(stage.round),
+        [p for p in pairs if p["prompt_id"] not in held],
+        [p for p in pairs if p["prompt_id"] in held],
+        section,
+        seed=bench.recipe.seed,
+        out=folder.path,
+        cache=bench.loop.cache,
+        on_log=on_log,
+        on_step=on_step,
+    )
+    folder.finish_files(fingerprint, extra=result)
+
+
+def run_merge(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> None:
+    """A plain model folder of the trained policy."""
+    from prefloop.train.run import merge
+
+    bench.release()
+    folder.begin(fingerprint)
+    out = bench.loop.model_folder(stage)
+    result = merge(
+        bench.loop.policy(stage.round),
+        bench.loop.folder(bench.loop.previous(stage)).path,
+        out,
+        bench.recipe.merge,
+    )
+    folder.finish_files(fingerprint, folder=out, extra=result)
+
+
+def run_evaluate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> None:
+    """The round's model against the recipe's first model on the held-out prompts, decoded alike."""
+    from prefloop.evaluate.run import evaluate
+    from prefloop.loop import evaluation_sample, evaluation_signal
+    from prefloop.signals.build import build
+
+    prompts = list(bench.loop.folder("heldout").rows())
+    aligned = bench.recipe.model.model_copy(
+        update={"path": str(bench.loop.model_folder(bench.loop["merge" if stage.round == 1 else f"r{stage.round}-merge"]))}
+    )
+    sample = evaluation_sample(bench.recipe)
+    bench.progress.total(2 * len(prompts) * sample.n, "answers")
+    answered = [
+        _sample(bench.backend(m), prompts, sample, bench.recipe.seed, stage) for m in (bench.recipe.model, aligned)
+    ]
+    ...
+
+
+
+def _parts(rows: Iterable[T]) -> Iterator[list[T]]:
+    iterator = iter(rows)
+    while part := list(islice(iterator, PART_ROWS)):
+        yield part
+
+
+def _reject(stage: Stage, row: Any, reason: str) -> RejectRow:
+    return {"id": row["id"], "stage": stage.name, "reason": reason, "attempts": 1, "row": canonical_json(row)}
+
+
+RUNNERS: dict[str, Callable[[Bench, Stage, StageDir, str], None]] = {
+    "prompts": run_prompts,
+    "heldout": run_heldout,
+    "sample": run_sample,
+    "rate": run_rate,
+    "pair": run_pair,
+    "train": run_train,
+    "merge": run_merge,
+    "evaluate": run_evaluate,
+    "report": run_report,
+}

@@ -1,0 +1,109 @@
+"""Rows to Arrow tables and back, with nothing lost on the way.
+
+Arrow fills a missing key with null, drops an unknown one and stops at broken Unicode; here the first two are errors,
+and so is a number that is not finite (a missing verdict is null, never NaN). A lone surrogate, which no UTF-8 file can
+hold, is written as its escape, the six visible characters `\\ud800`: the sampler's own bytes are still in `token_ids`,
+and ids were made from the text before.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefloop.errors import PrefloopError
+from prefloop.records import arrow_schema, canonical_json
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_BATCH_ROWS = 256
+
+
+def to_table(kind: str, rows: Iterable[Mapping[str, Any]], *, where: str) -> pa.Table:
+    """A table of one row kind.
+
+    Args:
+        kind: of `records.arrow_schema`.
+        rows: one mapping each, with exactly the columns of the kind.
+        where: named in errors.
+
+    Raises:
+        PrefloopError: a row does not have the shape of its kind; names the row, the column and what is wrong.
+    """
+    import pyarrow as pa
+
+    schema = arrow_schema(kind)
+    row_type = pa.struct(list(schema))
+    checked = []
+    for index, row in enumerate(rows):
+        label = f"{where}, row {index} ({row.get('id', 'no id')})"
+        checked.append(_conform(row, row_type, label))
+    try:
+        return pa.Table.from_pylist(checked, schema=schema)
+    except (pa.ArrowException, TypeError, OverflowError) as error:
+        raise PrefloopError(f"rows are not of the kind {kind}: {error}", where=where) from error
+
+
+def _conform(value: Any, kind: pa.DataType, where: str) -> Any:
+    """A value that Arrow stores unchanged as `kind`."""
+    import pyarrow.types as types
+
+    if value is None:
+        return None
+    if types.is_struct(kind):
+        fields = [kind.field(i) for i in range(kind.num_fields)]
+        _check_keys(value, [f.name for f in fields], where)
+        return {f.name: _conform(value[f.name], f.type, f"{where}, {f.name}") for f in fields}
+    if types.is_list(kind):
+        # Token ids are by far the most values, and Arrow itself refuses what is no integer.
+        if types.is_integer(kind.value_type):
+            return list(value)
+        return [_conform(item, kind.value_type, f"{where}[{i}]") for i, item in enumerate(value)]
+    if types.is_string(kind):
+        if not isinstance(value, str):
+            raise PrefloopError(f"must be text, is {type(value).__name__}", where=where)
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if types.is_floating(kind):
+        number = float(value)
+        if not math.isfinite(number):
+            raise PrefloopError(f"is {number}", where=where, fix="a value that is not there is null")
+        return number
+    return value
+
+
+def _check_keys(value: Mapping[str, Any], known: list[str], where: str) -> None:
+    for key in value:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+            raise PrefloopError(f"unknown column {key!r}; {hint}", where=where)
+    for key in known:
+        if key not in value:
+            raise PrefloopError(f"column {key!r} is missing", where=where)
+
+
+def read_rows(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
+    """Stream rows of Parquet files; memory holds one batch of one file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for path in paths:
+        try:
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(batch_size=_BATCH_ROWS):
+                    yield from batch.to_pylist()
+        except (pa.ArrowException, OSError) as error:
+            raise PrefloopError(f"not readable: {error}", where=str(path)) from error
+
+
+def rows_digest(rows: Iterable[Mapping[str, Any]]) -> str:
+    """SHA-256 of rows in order, whatever files and row groups they lie in."""
+    sha = hashlib.sha256()
+    for row in rows:
+        sha.update(canonical_json(row).encode("utf-8") + b"\n")
+    return sha.hexdigest()

@@ -1,0 +1,154 @@
+"""Pairs as token ids, the order in which they are trained on, and batches of them.
+
+Shape letters: n pairs in a batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from prefloop.engine.layout import Layout, concatenated
+from prefloop.engine.tokens import encode_completion, encode_prompt
+from prefloop.records import PreferenceRow, RejectRow, canonical_json
+
+STAGE = "train"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One tokenised preference row.
+
+    Attributes:
+        id: the row's id.
+        prompt_ids, chosen_ids, rejected_ids: the answers end with the model's end of turn.
+        weight, margin: what the loss uses; 1 and 0 where the row has none.
+        reference_chosen, reference_rejected: summed log-probabilities in nats under the frozen start, once computed.
+    """
+
+    id: str
+    prompt_ids: tuple[int, ...]
+    chosen_ids: tuple[int, ...]
+    rejected_ids: tuple[int, ...]
+    weight: float = 1.0
+    margin: float = 0.0
+    reference_chosen: float | None = None
+    reference_rejected: float | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt with the longer answer."""
+        return len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids))
+
+
+class Batch(TypedDict):
+    """A micro-batch. Layout rows are the pairs in order, each with its chosen and then its rejected answer."""
+
+    layout: Layout
+    ids: list[str]
+    weight: Tensor
+    margin: Tensor
+    reference: Tensor
+
+
+def encode_pairs(
+    rows: Sequence[PreferenceRow], tokenizer: Any, max_length: int
+) -> tuple[list[Pair], list[RejectRow]]:
+    """Tokenise rows; what cannot be trained on as it is becomes a reject with its reason, never a shorter answer.
+
+    Returns:
+        (pairs in the order of the rows, rejects): together as many as rows.
+    """
+    pairs: list[Pair] = []
+    rejects: list[RejectRow] = []
+    for row in rows:
+        pair = None
+        reason = _unfit_turns(row)
+        if reason is None:
+            pair = _encode(row, tokenizer)
+            reason = _unfit_ids(pair, max_length)
+        if pair is not None and reason is None:
+            pairs.append(pair)
+        else:
+            rejects.append(
+                {"id": row["id"], "stage": STAGE, "reason": str(reason), "attempts": 1, "row": canonical_json(row)}
+            )
+    return pairs, rejects
+
+
+def _encode(row: PreferenceRow, tokenizer: Any) -> Pair:
+    prompt = row["prompt"]
+    chosen, rejected = (
+        tuple(encode_completion(tokenizer, prompt, answer[0]["content"])) for answer in (row["chosen"], row["rejected"])
+    )
+    return Pair(
+        id=row["id"],
+        prompt_ids=tuple(encode_prompt(tokenizer, prompt)),
+        chosen_ids=chosen,
+        rejected_ids=rejected,
+        weight=1.0 if row["weight"] is None else row["weight"],
+        margin=0.0 if row["margin"] is None else row["margin"],
+    )
+
+
+def _unfit_turns(row: PreferenceRow) -> str | None:
+    for side in ("chosen", "rejected"):
+        roles = [m["role"] for m in row[side]]  # type: ignore[literal-required]
+        if roles != ["assistant"]:
+            return f"{side} must be one assistant turn, not {roles}; earlier turns belong to the prompt"
+    return None
+
+
+def _unfit_ids(pair: Pair, max_length: int) -> str | None:
+    if pair.chosen_ids == pair.rejected_ids:
+        return "the chosen and the rejected answer are the same tokens"
+    if pair.length > max_length:
+        return f"{pair.length} tokens are more than max_length {max_length}"
+    return None
+
+
+class Collator:
+    """Pairs -> Batch, deterministically. A pair's prompt and its two answers are one row of the layout (K = 2)."""
+
+    def __init__(self, pad_id: int) -> None:
+        self.pad_id = pad_id
+
+    def __call__(self, pairs: Sequence[Pair]) -> Batch:
+        return Batch(
+            layout=concatenated([(p.prompt_ids, (p.chosen_ids, p.rejected_ids)) for p in pairs], self.pad_id),
+            ids=[p.id for p in pairs],
+            weight=torch.tensor([p.weight for p in pairs], dtype=torch.float32),
+            margin=torch.tensor([p.margin for p in pairs], dtype=torch.float32),
+            reference=torch.tensor(
+                [[_known(p.reference_chosen), _known(p.reference_rejected)] for p in pairs], dtype=torch.float32
+            ),
+        )
+
+
+def _known(value: float | None) -> float:
+    # An objective without a reference never reads it; NaN makes one that does stop at once.
+    return float("nan") if value is None else value
+
+
+class EpochSampler(Sampler[int]):
+    """A permutation that depends on seed and epoch alone, so a resumed run meets the rows in the same order.
+
+    Random state of the process plays no part (tests/train/test_resume.py).
+    """
+
+    def __init__(self, rows: int, seed: int) -> None:
+        self.rows, self.seed, self.epoch = rows, seed, 0
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __iter__(self) -> Iterator[int]:
+        mixed = hashlib.sha256(f"{self.seed}:{self.epoch}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(mixed[:7], "big"))
+        return iter(torch.randperm(self.rows, generator=generator).tolist())

@@ -1,0 +1,65 @@
+"""A terminal chat with any model folder, unmerged adapter, run directory or hub id, streaming."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from prefloop.backends.base import Sampling
+from prefloop.config import ModelSection
+from prefloop.records import Message
+
+HELP = "/reset starts over, /system TEXT sets the system message, /quit (or Ctrl-D) leaves"
+
+
+def converse(
+    model: str, *, system: str | None, temperature: float, max_new_tokens: int, seed: int, template: str
+) -> None:
+    """Read lines from stdin, answer to stdout until end of input.
+
+    Every turn draws from its own random stream, so a conversation with the same seed repeats.
+    """
+    from prefloop.backends.hf import HfBackend
+
+    path = str(Path(model) / "model") if (Path(model) / "manifest.json").is_file() else model
+    backend = HfBackend.load(ModelSection.model_validate({"path": path, "template": template}))
+    interactive = sys.stdin.isatty()
+    print(f"{model}: {HELP}", file=sys.stderr)
+    start: list[Message] = [{"role": "system", "content": system}] if system else []
+    turns = list(start)
+    while True:
+        try:
+            line = input("> " if interactive else "").strip()
+        except EOFError:
+            return
+        if not line:
+            continue
+        if line == "/quit":
+            return
+        if line == "/reset":
+            turns = list(start)
+        elif line.startswith("/system "):
+            start = [{"role": "system", "content": line.removeprefix("/system ")}]
+            turns = list(start)
+        elif line.startswith("/"):
+            print(HELP, file=sys.stderr)
+        else:
+            turns.append({"role": "user", "content": line})
+            turns.append({"role": "assistant", "content": _answer(backend, turns, temperature, max_new_tokens, seed)})
+
+
+def _answer(backend: object, turns: list[Message], temperature: float, max_new_tokens: int, seed: int) -> str:
+    from prefloop.backends.hf import HfBackend
+
+    assert isinstance(backend, HfBackend)
+    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+    pieces = []
+    try:
+        for piece in backend.stream(turns, sampling):
+            print(piece, end="", flush=True)
+            pieces.append(piece)
+    except KeyboardInterrupt:
+        # Ctrl-C cuts an answer short and keeps the conversation.
+        pass
+    print(flush=True)
+    return "".join(pieces)

@@ -1,0 +1,43 @@
+"""The few lines that a person reads when a run ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def headline(summary: dict[str, Any]) -> list[str]:
+    """What was measured, one line a figure, with its interval and in plain words."""
+    evaluate = dict(summary.get("evaluate", {}))
+    lines = []
+    win = evaluate.pop("win_rate", None)
+    if win:
+        lines.append(
+            f"win rate against the base: {_share(win['value'])} "
+            f"[{_share(win['ci_low'])}, {_share(win['ci_high'])}] on {win['n']} held-out prompts: {_verdict(win, 0.5)}"
+        )
+    for group in evaluate.values():
+        for name, figure in group.items() if isinstance(group, dict) else ():
+            if not isinstance(figure, dict) or "difference" not in figure:
+                continue
+            change = figure["difference"]
+            lines.append(
+                f"{name}: {_share(figure['base'])} → {_share(figure['aligned'])} "
+                f"(change {100 * change['value']:+.1f} [{100 * change['ci_low']:+.1f}, {100 * change['ci_high']:+.1f}] "
+                f"points, n = {figure['n']}): {_verdict(change, 0.0)}"
+            )
+    computed = summary.get("computed")
+    if computed is not None:
+        lines.append(f"computed: {', '.join(computed)}" if computed else "everything was done before; nothing computed")
+    return lines
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _verdict(figure: dict[str, Any], neutral: float) -> str:
+    if figure["ci_low"] > neutral:
+        return "better"
+    if figure["ci_high"] < neutral:
+        return "worse"
+    return "no detectable difference"
