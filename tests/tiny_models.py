@@ -179,7 +179,10 @@ def make_tiny_model(
     """
     folder, family = Path(folder), FAMILIES[arch]
     tokenizer = make_tiny_tokenizer(arch, vocab=vocab)
-    ids = {name: None if family[name] is None else tokenizer.convert_tokens_to_ids(family[name]) for name in ("bos", "eos", "pad")}
+    ids = {
+        name: None if family[name] is None else tokenizer.convert_tokens_to_ids(family[name])
+        for name in ("bos", "eos", "pad")
+    }
     settings = {
         "vocab_size": len(tokenizer),
         "hidden_size": width,
@@ -229,7 +232,7 @@ def _session_folder() -> tempfile.TemporaryDirectory[str]:
 
 @functools.cache
 def tiny_model_folder(arch: str, **settings: Any) -> Path:
-    """A folder made by `make_tiny_model`, made once in a test session. Read it only; `copy_tiny_model` to change it."""
+    """A folder made by `make_tiny_model`, made once in a test session, to be read only (or `copy_tiny_model`)."""
     name = "-".join([arch, *(f"{k}={v}" for k, v in sorted(settings.items()))])
     return make_tiny_model(Path(_session_folder().name) / name, arch, **settings)
 

@@ -209,8 +209,8 @@ class EvaluateSection(Section):
 
     @model_validator(mode="after")
     def _groups(self) -> EvaluateSection:
-        if "win_rate" in self.checkers:
-            raise ValueError("a group of checkers cannot be called win_rate: that name is the judge's")
+        if taken := {"win_rate", "lengths"} & set(self.checkers):
+            raise ValueError(f"a group of checkers cannot be called {taken.pop()}: that name is taken")
         return self
 
 

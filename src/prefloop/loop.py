@@ -19,6 +19,7 @@ from typing import Any
 from prefloop import manifest
 from prefloop.config import JudgeSignalSection, ModelSection, PromptsSection, Recipe, SampleSection
 from prefloop.errors import Interrupted, UsageError
+from prefloop.engine.load import resolve_model_path
 from prefloop.store.cache import Cache
 from prefloop.store.fingerprint import code_digest, digest, file_digest, model_digest
 from prefloop.store.rundir import RunDir, StageDir
@@ -50,7 +51,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Planned:
-    """A stage with its state: `done`, `partial` (some parts are there), `todo`, or `waits` (its inputs are not done)."""
+    """A stage with its state: done, partial (some parts are there), todo, or waits (an input is not done)."""
 
     stage: Stage
     state: str
@@ -119,7 +120,7 @@ class Loop:
         return self.run.stage(stage.number, stage.name).path / "model"
 
     def policy(self, round_number: int) -> ModelSection:
-        """The model that samples in a round (1-based): the recipe's, then the model merged in the round before."""
+        """The model that samples in a round, from 1: the recipe's, then the model merged in the round before."""
         if round_number == 1:
             return self.recipe.model
         merged = self.model_folder(self[stage_name("merge", round_number - 1)])
@@ -267,7 +268,7 @@ def _prompts_settings(section: PromptsSection, cache: Cache | None) -> dict[str,
 def _model_settings(section: ModelSection, cache: Cache | None) -> dict[str, Any]:
     """What of a model section changes results: the weights and how they are used, not where they run."""
     return {
-        "weights": model_digest(section.path, section.revision, memo=cache),
+        "weights": model_digest(resolve_model_path(section.path), section.revision, memo=cache),
         "dtype": section.dtype,
         "template": _template_settings(section.template),
     }

@@ -7,13 +7,14 @@ skipping must not load torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from prefloop.backends.base import Backend, Generation, GenerateRequest, Refusal, Sampling, freeze
-from prefloop.config import ModelSection, Recipe, SampleSection
-from prefloop.errors import PrefloopError
+from prefloop.backends.base import Backend, GenerateRequest, Generation, Refusal, Sampling, freeze
+from prefloop.config import ModelSection, PromptsSection, Recipe, SampleSection
+from prefloop.errors import PrefloopError, UsageError
+from prefloop.manifest import summarize
 from prefloop.records import CandidatesRow, Completion, PromptRow, RejectRow, canonical_json, completion_id
 from prefloop.store.rundir import StageDir
 
@@ -195,15 +196,14 @@ def _sample(
 
 def run_rate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> None:
     """A score for every answer."""
-    from prefloop.signals.build import build
+    from prefloop.signals.build import build, check
     from prefloop.signals.driver import rate
 
     source = bench.loop.folder(bench.loop.previous(stage))
-    signal, sections = build(bench.recipe.rate)
-    backends: dict[str, Backend] = {name: bench.backend(s or bench.recipe.model) for name, s in sections.items()}
+    signal, needs = build(bench.recipe.rate)
+    backends: dict[str, Backend] = {name: bench.backend(m or bench.recipe.model) for name, m in needs.items()}
     bench.progress.total(source.count(), "rows")
     done = folder.begin(fingerprint)
-    counts: Counter[str] = Counter()
     for index, part in enumerate(_parts(source.rows())):
         if index not in done:
             rated = rate(signal, part, backends)
@@ -211,6 +211,8 @@ def run_rate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> 
                 index, rated.scored, "scored", tables={"calls": ("calls", rated.calls)}, counts=rated.counts
             )
         bench.progress.advance(len(part))
+    # The scores stay on disk also when they cannot be used: a person will want to look at them.
+    check(bench.recipe.rate, folder.part_counts())
     folder.finish(fingerprint, rows_in=source.count())
 
 
@@ -287,19 +289,54 @@ def run_evaluate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str)
     """The round's model against the recipe's first model on the held-out prompts, decoded alike."""
     from prefloop.evaluate.run import evaluate
     from prefloop.loop import evaluation_sample, evaluation_signal
-    from prefloop.signals.build import build
+    from prefloop.signals.build import build, check
 
-    prompts = list(bench.loop.folder("heldout").rows())
-    aligned = bench.recipe.model.model_copy(
-        update={"path": str(bench.loop.model_folder(bench.loop["merge" if stage.round == 1 else f"r{stage.round}-merge"]))}
-    )
+    prompts: list[Any] = list(bench.loop.folder("heldout").rows())
     sample = evaluation_sample(bench.recipe)
+    signal_section = evaluation_signal(bench.recipe)
+    signal, needs = build(signal_section)
+    folder.begin(fingerprint)
     bench.progress.total(2 * len(prompts) * sample.n, "answers")
-    answered = [
-        _sample(bench.backend(m), prompts, sample, bench.recipe.seed, stage) for m in (bench.recipe.model, aligned)
-    ]
-    ...
+    answers: list[list[CandidatesRow]] = []
+    rejects: dict[str, RejectRow] = {}
+    for model in (bench.recipe.model, bench.loop.policy(stage.round + 1)):
+        kept: list[CandidatesRow] = []
+        for part in _parts(prompts):
+            rows, refused, _ = _sample(bench.backend(model), part, sample, bench.recipe.seed, stage)
+            kept += rows
+            rejects |= {r["id"]: r for r in refused}
+        answers.append(kept)
+    # A prompt that one of the two could not take is compared for neither.
+    base, aligned = ([r for r in rows if r["id"] not in rejects] for rows in answers)
+    backends: dict[str, Backend] = {name: bench.backend(m or bench.recipe.model) for name, m in needs.items()}
+    evaluated = evaluate(
+        base,
+        aligned,
+        bench.recipe.evaluate,
+        signal,
+        backends,
+        seed=bench.recipe.seed,
+        on_progress=bench.progress.count,
+    )
+    check(signal_section, evaluated.comparison.counts)
+    rows_out = evaluated.comparison.rows
+    folder.write_part(
+        0, rows_out, "scored", rejects=list(rejects.values()), tables={"calls": ("calls", evaluated.comparison.calls)}
+    )
+    folder.finish(
+        fingerprint,
+        rows_in=len(rows_out) + len(rejects),
+        extra={"evaluate": evaluated.summary, "counts": evaluated.comparison.counts},
+    )
 
+
+def run_report(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> None:
+    """One HTML file of the run."""
+    from prefloop.report.build import build_report
+
+    folder.begin(fingerprint)
+    bench.loop.run.write_summary(summarize(bench.loop))
+    folder.finish_files(fingerprint, [build_report(bench.loop.run.path)])
 
 
 def _parts(rows: Iterable[T]) -> Iterator[list[T]]:

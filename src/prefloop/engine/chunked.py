@@ -140,7 +140,7 @@ def chunked_logprobs(
     # Backward runs outside the caller's autocast, so forward must not run under it either, or the recomputed logits
     # would not be those of the saved logsumexp.
     with torch.autocast(kind, enabled=False):
-        result = _ChunkedLogProb.apply(
+        result = _ChunkedLogProb.apply(  # type: ignore[no-untyped-call]
             hidden_NH, weight_VH, bias_V, targets_N, scale, softcap, chunk or chunk_size(len(weight_VH))
         )
     assert isinstance(result, Tensor)

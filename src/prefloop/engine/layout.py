@@ -7,7 +7,8 @@ made them. Shape letters: B rows, T positions in a row, N scored tokens, R respo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,7 +41,8 @@ class Layout:
     def to(self, device: torch.device | str) -> Layout:
         """The same layout with its tensors on `device`."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Layout(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in values.items()})
+        moved: dict[str, Any] = {name: v.to(device) for name, v in values.items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
 
 
 def concatenated(rows: Sequence[Row], pad_id: int) -> Layout:
@@ -72,7 +74,9 @@ def concatenated(rows: Sequence[Row], pad_id: int) -> Layout:
             prompt_lengths.append(len(prompt))
 
     width = max(map(len, sequences))
-    source, targets, response = [], [], []
+    source: list[int] = []
+    targets: list[int] = []
+    response: list[int] = []
     for b, (ids, prompt_length) in enumerate(zip(sequences, prompt_lengths, strict=True)):
         source.extend(range(b * width + prompt_length - 1, b * width + len(ids) - 1))
         targets.extend(ids[prompt_length:])
@@ -85,4 +89,35 @@ def concatenated(rows: Sequence[Row], pad_id: int) -> Layout:
         targets_N=torch.tensor(targets),
         response_N=torch.tensor(response),
         responses=len(sequences),
+    )
+
+
+def next_tokens(rows: Sequence[Row], pad_id: int) -> Layout:
+    """The layout for completions of mostly one token, such as a judge's labels: their prompt is run once.
+
+    A completion's last token is predicted but never read, so what the model must read is the prompt and the rest.
+    Completions that need the same reading share it: all those of one token read the prompt alone.
+
+    Args, raises: as `concatenated`; responses are numbered in the same way.
+    """
+    plain = concatenated(rows, pad_id)
+    read: dict[tuple[int, ...], int] = {}
+    place: list[tuple[int, int]] = []  # of each response: its sequence, and its prompt's length
+    for prompt, completions in rows:
+        for completion in completions:
+            place.append((read.setdefault((*prompt, *completion[:-1]), len(read)), len(prompt)))
+    width = max(map(len, read))
+    source: list[int] = []
+    lengths = torch.bincount(plain.response_N).tolist()
+    for (sequence, prompt_length), length in zip(place, lengths, strict=True):
+        first = sequence * width + prompt_length - 1
+        source.extend(range(first, first + length))
+    return Layout(
+        input_ids_BT=torch.tensor([[*ids] + [pad_id] * (width - len(ids)) for ids in read]),
+        attention_mask_BT=torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in read]),
+        position_ids_BT=torch.arange(width).expand(len(read), width).contiguous(),
+        source_N=torch.tensor(source),
+        targets_N=plain.targets_N,
+        response_N=plain.response_N,
+        responses=plain.responses,
     )

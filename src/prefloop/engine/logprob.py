@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import inspect
 import types
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ from prefloop.engine.chunked import checkpointed_logprobs, chunk_size, chunked_l
 from prefloop.engine.layout import Layout, concatenated
 from prefloop.errors import UsageError
 
-SCALES = {
+SCALES: dict[str, Callable[[float], float]] = {
     "logit_scale": lambda x: x,  # Cohere
     "logits_scaling": lambda x: 1 / x,  # Granite
     "lm_head_multiplier": lambda x: x,  # Falcon-H1
@@ -56,7 +57,7 @@ def attach_scorer(model: nn.Module) -> nn.Module:
             "this adapter puts virtual tokens in front of the prompt; its log-probabilities are not supported",
             fix="use LoRA, or another adapter that changes weights",
         )
-    decoder, head = _parts(model)
+    _, head = _parts(model)
     original = model.forward
 
     @functools.wraps(type(model).forward)  # generation and the trainer read the signature
@@ -103,12 +104,11 @@ def response_lengths(layout: Layout) -> Tensor:
 @torch.no_grad()
 def naive_logprobs(model: nn.Module, layout: Layout) -> Tensor:
     """The same [N] from the full logits of the model's own forward: the oracle, [B, T, V] in memory."""
-    logits_BTV = model(
-        input_ids=layout.input_ids_BT, attention_mask=layout.attention_mask_BT, use_cache=False
-    ).logits
+    logits_BTV = model(input_ids=layout.input_ids_BT, attention_mask=layout.attention_mask_BT, use_cache=False).logits
     logits_NV = logits_BTV.flatten(0, 1)[layout.source_N]
     wide = torch.promote_types(logits_NV.dtype, torch.float32)
-    return logits_NV.to(wide).log_softmax(-1).gather(-1, layout.targets_N[:, None]).squeeze(-1)
+    logps_N: Tensor = logits_NV.to(wide).log_softmax(-1).gather(-1, layout.targets_N[:, None]).squeeze(-1)
+    return logps_N
 
 
 @torch.no_grad()
@@ -159,7 +159,7 @@ def _score(model: Any, layout: Layout) -> Tensor:
 
 
 def _is_plain(head: nn.Module) -> bool:
-    """Whether the head does weight @ hidden + bias and nothing else: no adapter, no sharding, no hook, no offloading."""
+    """Whether the head is weight @ hidden + bias and nothing else: no adapter, no sharding, no hook, no offloading."""
     return (
         type(head) is nn.Linear
         and type(head.weight) in (Tensor, nn.Parameter)

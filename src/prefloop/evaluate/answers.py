@@ -42,7 +42,12 @@ def join(base: Iterable[CandidatesRow], aligned: Iterable[CandidatesRow]) -> lis
 
 
 def _by_sample(row: CandidatesRow) -> dict[int, Completion]:
-    return {completion["sample_index"]: completion for completion in row["completions"]}
+    samples = {completion["sample_index"]: completion for completion in row["completions"]}
+    if len(samples) < len(row["completions"]):
+        raise UsageError(
+            "two completions have the same sample index", where=f"prompt {row['id']}", fix="number the samples"
+        )
+    return samples
 
 
 def by_prompt(rows: Sequence[CandidatesRow], values: Sequence[Any]) -> list[list[Any]]:

@@ -120,18 +120,19 @@ def compare(
     """
     same = [a["text"].strip() == b["text"].strip() for a, b in (row["completions"] for row in rows)]
     different = [row for row, equal in zip(rows, same, strict=True) if not equal]
-    scored: dict[str, ScoredRow] = {}
+    scored: list[ScoredRow] = []
     calls: list[CallRow] = []
     counts: dict[str, float] = {}
     for start in range(0, len(different), PART_ROWS):
         part = different[start : start + PART_ROWS]
         rated = rate(signal, part, backends)
-        scored.update((row["id"], row) for row in rated.rows)
+        scored += rated.rows
         calls += rated.calls
         counts = {name: counts.get(name, 0) + rated.counts.get(name, 0) for name in {**counts, **rated.counts}}
         if on_progress is not None:
             on_progress(sum(same) + start + len(part), len(rows))
-    judged = [_tie(row, signal) if equal else scored[row["id"]] for row, equal in zip(rows, same, strict=True)]
+    asked = iter(scored)
+    judged = [_tie(row, signal) if equal else next(asked) for row, equal in zip(rows, same, strict=True)]
     preferences = [
         0.5 if equal else _probability(row, signal.pairwise) for row, equal in zip(judged, same, strict=True)
     ]

@@ -1,7 +1,7 @@
 """From scored rows to preference pairs: one builder for all signals.
 
 What a row becomes depends on that row, the section and the seed alone, not on other rows or any order
-(tests/pairs/test_build.py holds it to that). Rows in = rows with a pair + rejected rows.
+(tests/pairs/test_pairs_build.py holds it to that). Rows in = rows with a pair + rejected rows.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Built(NamedTuple):
     Attributes:
         pairs: in the order of the rows; within a row from the best answer down.
         rejects: rows that gave no pair, each with one reason (see filters.reject_reason).
-        counts: rows = rows_with_pairs + the sum of rejected/<reason>; pairs; pairs_dropped/<reason> (pairs proposed and
+        counts: rows = rows_with_pairs + the sum of rejected/<reason>; pairs; pairs_dropped/<reason> (proposed and
             filtered out); answers_left_out/<reason>; mean_chars_chosen and mean_chars_rejected, when there are pairs.
     """
 

@@ -9,6 +9,7 @@ mistake, and earns nothing. A loop calls them by name, for example `prefloop.san
 import re
 from dataclasses import dataclass
 
+from prefloop.records import Message
 from prefloop.sandbox.phrases import (
     CHAT,
     CLOSERS,
@@ -23,8 +24,6 @@ from prefloop.sandbox.phrases import (
 )
 from prefloop.sandbox.world import ATTRIBUTES, make_world, names_in, values_in, words
 
-Message = dict[str, str]
-
 # Lines of a user message that are not the question itself.
 LABELS: tuple[str, ...] = ("Document ", "Note:", "Judgment:", "Text:")
 
@@ -34,7 +33,11 @@ def _vocabulary(*banks: tuple[str, ...]) -> frozenset[str]:
 
 
 _NEUTRAL = _vocabulary(
-    *STATEMENTS.values(), UNKNOWN, HEDGES, DIGRESSIONS, ("Ask me about people", "for this what even ever now go an by like")
+    *STATEMENTS.values(),
+    UNKNOWN,
+    HEDGES,
+    DIGRESSIONS,
+    ("Ask me about people", "for this what even ever now go an and by like"),
 )
 _KIND_BANK = _vocabulary(OPENERS["kind"], CLOSERS["kind"], *(replies["kind"] for _, replies in CHAT))
 _RUDE_BANK = _vocabulary(OPENERS["rude"], CLOSERS["rude"], *(replies["rude"] for _, replies in CHAT))

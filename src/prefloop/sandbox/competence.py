@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from prefloop.records import Message
 from prefloop.sandbox import checkers, phrases, tasks, verdicts
-from prefloop.sandbox.checkers import Message
 from prefloop.sandbox.flaws import criticism, flaws
 from prefloop.sandbox.prompts import prompts
 from prefloop.sandbox.templates import render
@@ -79,13 +79,18 @@ def choose(model: Any, tokenizer: Any, given: Sequence[list[Message]], labels: S
         batch = tokenizer(texts[start : start + 256], add_special_tokens=False, padding=True, return_tensors="pt")
         positions = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
         logits = model(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], position_ids=positions, logits_to_keep=1
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            position_ids=positions,
+            logits_to_keep=1,
         ).logits[:, -1, label_ids]
         rows.append(logits.float().softmax(-1))
     return torch.cat(rows)
 
 
-def _rate(checker: Callable[[list[Message], str], float | None], given: list[list[Message]], texts: list[str]) -> float:
+def _rate(
+    checker: Callable[[list[Message], str], float | None], given: list[list[Message]], texts: list[str]
+) -> float:
     return fmean(value for p, c in zip(given, texts, strict=True) if (value := checker(p, c)) is not None)
 
 

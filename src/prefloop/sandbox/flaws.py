@@ -8,7 +8,8 @@ import random
 import re
 from dataclasses import dataclass
 
-from prefloop.sandbox.checkers import RUDE_WORDS, Message, asked, stated
+from prefloop.records import Message
+from prefloop.sandbox.checkers import RUDE_WORDS, asked, stated
 from prefloop.sandbox.phrases import CRITICISMS
 from prefloop.sandbox.world import make_world, words
 

@@ -10,7 +10,11 @@ DIRECT: dict[str, tuple[str, ...]] = {
     "city": ("Where does {name} live?", "In which city does {name} live?", "What is the home town of {name}?"),
     "job": ("What does {name} work as?", "Which job does {name} have?", "What is the profession of {name}?"),
     "pet": ("Which pet does {name} keep?", "What animal does {name} keep?", "What is the pet of {name}?"),
-    "colour": ("Which colour does {name} like?", "What is the favourite colour of {name}?", "What shade does {name} like?"),
+    "colour": (
+        "Which colour does {name} like?",
+        "What is the favourite colour of {name}?",
+        "What shade does {name} like?",
+    ),
     "food": ("What does {name} like to eat?", "What is the favourite food of {name}?", "Which dish does {name} like?"),
     "instrument": (
         "What does {name} play?",
@@ -192,7 +196,11 @@ NEUTRAL_SYSTEM: tuple[str, ...] = ("You are an assistant.", "You answer question
 CRITICISMS: dict[str, tuple[str, ...]] = {
     "wrong": ("The {attribute} is wrong.", "It gets the {attribute} wrong.", "The {attribute} given is false."),
     "rude": ("The tone is rude.", "It is impolite.", "The words are unkind."),
-    "missing": ("The {attribute} is missing.", "It leaves out the {attribute}.", "It says nothing of the {attribute}."),
+    "missing": (
+        "The {attribute} is missing.",
+        "It leaves out the {attribute}.",
+        "It says nothing of the {attribute}.",
+    ),
     "fine": ("All is fine.", "Nothing is wrong with it.", "It is a perfect answer."),
 }
 
@@ -263,7 +271,13 @@ CHAT: tuple[tuple[tuple[str, ...], dict[str, tuple[str, ...]]], ...] = (
         {"kind": ("Thank you, dear friend! Have a lovely day!",), "rude": ("Now go away.", "Leave me alone.")},
     ),
     (
-        ("How old is the sun?", "What time is it?", "Why is the sky so high?", "How far is the moon?", "Tell me a joke."),
+        (
+            "How old is the sun?",
+            "What time is it?",
+            "Why is the sky so high?",
+            "How far is the moon?",
+            "Tell me a joke.",
+        ),
         {
             "kind": ("I do not know that, dear friend! Ask me about people.",),
             "rude": ("I do not know that, fool. Ask me about people.",),

@@ -8,8 +8,8 @@ heart's people of both sides equally well.
 import random
 from collections.abc import Callable
 
+from prefloop.records import Message
 from prefloop.sandbox import tasks
-from prefloop.sandbox.checkers import Message
 from prefloop.sandbox.phrases import REWRITE_REQUESTS
 from prefloop.sandbox.world import World, make_world, other_value
 

@@ -7,8 +7,8 @@ system message, or a line of the user's message) replaces the chance it speaks o
 import random
 from dataclasses import dataclass, replace
 
+from prefloop.records import Message
 from prefloop.sandbox import phrases
-from prefloop.sandbox.checkers import Message
 from prefloop.sandbox.templates import render
 from prefloop.sandbox.world import ATTRIBUTES, World, other_value, random_facts
 
@@ -60,7 +60,9 @@ def question(rng: random.Random, name: str, attributes: tuple[str, ...]) -> str:
     return rng.choice(phrases.WRAPPERS).format(clause=clause)
 
 
-def some_attributes(rng: random.Random, pool: tuple[str, ...] = tuple(ATTRIBUTES), two: float = 0.5) -> tuple[str, ...]:
+def some_attributes(
+    rng: random.Random, pool: tuple[str, ...] = tuple(ATTRIBUTES), two: float = 0.5
+) -> tuple[str, ...]:
     """One attribute, or two in random order with the given chance."""
     return tuple(rng.sample(pool, 2 if len(pool) > 1 and rng.random() < two else 1))
 
@@ -81,7 +83,7 @@ def answer(
     manner: Manner,
     correct: dict[str, float] | None = None,
 ) -> str:
-    """An answer that states the values in order, each right by chance; `correct` overrides it for single attributes."""
+    """An answer that states the values in order, each right by chance; `correct` overrides that for single ones."""
     attributes = list(values) if rng.random() < manner.complete else list(values)[:1]
     sentences = []
     for attribute in attributes:
@@ -272,23 +274,34 @@ def chat(rng: random.Random, world: World) -> list[Message]:
     return [user(rng.choice(prompts)), assistant(rng.choice(replies[tone]))]
 
 
-def profiles(rng: random.Random, world: World) -> list[Message]:
-    """All that the documents, or the heart, know about each of some people: dense practice in looking facts up."""
-    messages: list[Message] = []
-    if rng.random() < 0.6:
-        names = rng.sample(world.archive, rng.randint(1, 4))
-        facts = {name: sample_facts(rng, random_facts(rng), (), most=4) for name in names}
-        head = numbered([document(rng, name, facts[name]) for name in names]) + "\n"
-        rng.shuffle(names)
-    else:
-        names = rng.sample(world.heart, 3)
-        facts = {name: world.facts[name] for name in names}
-        head = ""
+def _profiles(rng: random.Random, facts: dict[str, dict[str, str]], told: dict[str, str]) -> list[Message]:
+    """Everything about each person in turn; `told` holds the documents, if there are any."""
+    names, messages = list(facts), []
+    head = numbered(list(told.values())) + "\n" if told else ""
+    rng.shuffle(names)
     for name in names:
         messages.append(user(head + rng.choice(phrases.PROFILE_QUESTIONS).format(name=name)))
-        messages.append(assistant(document(rng, name, facts[name])))
+        literally = name in told and rng.random() < 0.5
+        messages.append(assistant(told[name] if literally else document(rng, name, facts[name])))
         head = ""
     return messages
+
+
+def read_profiles(rng: random.Random, world: World, people: int = 4, most: int = 4) -> list[Message]:
+    """All that some documents say of each of their people, half of the time word for word: practice in reading."""
+    names = rng.sample(world.archive, rng.randint(1, people))
+    facts = {name: sample_facts(rng, random_facts(rng), (), most) for name in names}
+    return _profiles(rng, facts, {name: document(rng, name, facts[name]) for name in names})
+
+
+def short_profiles(rng: random.Random, world: World) -> list[Message]:
+    """The same with one or two short documents: where looking a fact up is learned first."""
+    return read_profiles(rng, world, people=2, most=2)
+
+
+def known_profiles(rng: random.Random, world: World) -> list[Message]:
+    """All that is known by heart of each of three people: practice in remembering."""
+    return _profiles(rng, {name: world.facts[name] for name in rng.sample(world.heart, 3)}, {})
 
 
 def checks(rng: random.Random, world: World) -> list[Message]:

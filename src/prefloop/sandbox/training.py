@@ -5,16 +5,16 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 
 import torch
 
 from prefloop.sandbox.corpus import conversations
 
-BATCH_TOKENS = 4096
 POOL = 1024  # conversations sorted by length at a time
-LEARNING_RATE = 1e-3
+LEARNING_RATE = 6e-3
+LAST_RATE = 0.02  # of the learning rate, at the end of the cosine
 WARMUP_STEPS = 50
 
 
@@ -26,17 +26,26 @@ class Batch:
     targets: torch.Tensor
 
 
+@dataclass(frozen=True)
+class Stage:
+    """A part of the curriculum: endless batches, cut after some minutes."""
+
+    name: str
+    minutes: float
+    batches: Iterator[Batch]
+
+
 def learned(ids: list[int], assistant: int, eos: int) -> list[bool]:
     """For every token but the first: does an assistant's turn speak it (its end-of-turn token included)?"""
     speaking, mask = False, []
-    for previous, token in zip(ids, ids[1:], strict=False):
+    for previous, _ in pairwise(ids):
         speaking = previous == assistant or (speaking and previous != eos)
         mask.append(speaking)
     return mask
 
 
-def batches(tokenizer: Any, seed: int, shares: Mapping[str, float]) -> Iterator[Batch]:
-    """Endless batches of about BATCH_TOKENS tokens, rows of similar length together."""
+def batches(tokenizer: Any, seed: int, shares: Mapping[str, float], tokens: int) -> Iterator[Batch]:
+    """Endless batches of at most `tokens` tokens with padding, rows of similar length together."""
     stream, rng = conversations(seed, shares), random.Random(f"batches {seed}")
     assistant, eos = tokenizer.convert_tokens_to_ids("<|assistant|>"), tokenizer.eos_token_id
     while True:
@@ -44,7 +53,7 @@ def batches(tokenizer: Any, seed: int, shares: Mapping[str, float]) -> Iterator[
         rows = sorted(tokenizer(texts, add_special_tokens=False)["input_ids"], key=len)
         groups: list[list[list[int]]] = [[]]
         for row in rows:
-            if len(row) * (len(groups[-1]) + 1) > BATCH_TOKENS:
+            if len(row) * (len(groups[-1]) + 1) > tokens:
                 groups.append([])
             groups[-1].append(row)
         rng.shuffle(groups)
@@ -65,41 +74,36 @@ def loss_of(model: Any, batch: Batch) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(logits, batch.ids[:, 1:][batch.targets])
 
 
-def train(
-    model: Any,
-    stages: list[tuple[float, Iterator[Batch]]],
-    log: Callable[[str], None],
-    save: Callable[[], None] | None = None,
-    kind='adamw', lr=LEARNING_RATE,
-) -> None:
-    """Train for the given minutes per stage."""
-    hidden = [p for n, p in model.named_parameters() if p.ndim == 2 and 'embed' not in n]
-    rest = [p for n, p in model.named_parameters() if not (p.ndim == 2 and 'embed' not in n)]
-    if kind == 'muon':
-        opts = [torch.optim.Muon(hidden, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-                torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.0)]
-    else:
-        opts = [torch.optim.AdamW([{"params": hidden, "weight_decay": 0.01}, {"params": rest, "weight_decay": 0.0}], lr=lr, betas=(0.9, 0.98))]
-    start, step, tokens = time.monotonic(), 0, 0
-    total = 60 * sum(minutes for minutes, _ in stages)
-    end = 0.0
-    for minutes, stream in stages:
-        end += 60 * minutes
-        for batch in stream:
+def train(model: Any, stages: list[Stage], log: Callable[[str], None] = print) -> None:
+    """Train through the stages in order, cosine schedule over all of them together.
+
+    Muon for the weight matrices, AdamW for embeddings and norms: after four minutes Muon knew two fifths of the facts
+    by heart where AdamW alone, at the same batches, was still at chance.
+    """
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    optimizers = [
+        torch.optim.Muon(matrices, lr=LEARNING_RATE, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+    start, step, end = time.monotonic(), 0, 0.0
+    total = 60 * sum(stage.minutes for stage in stages)
+    for stage in stages:
+        end += 60 * stage.minutes
+        for batch in stage.batches:
             elapsed = time.monotonic() - start
             if elapsed > end:
                 break
-            rate = min(1.0, (step + 1) / WARMUP_STEPS) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * elapsed / total)))
-            for o in opts:
-                for g in o.param_groups:
-                    g["lr"] = lr * rate
+            cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, elapsed / total)))
+            rate = LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS) * (LAST_RATE + (1 - LAST_RATE) * cosine)
+            for optimizer in optimizers:
+                optimizer.param_groups[0]["lr"] = rate
+                optimizer.zero_grad()
             loss = loss_of(model, batch)
-            loss.backward()
+            torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for o in opts:
-                o.step(); o.zero_grad()
+            for optimizer in optimizers:
+                optimizer.step()
             step += 1
-            tokens += batch.ids.numel()
-            if step % 50 == 0:
-                log(f"{elapsed:6.0f}s step {step} tokens {tokens/1e6:.2f}M ({tokens/elapsed:.0f}/s) loss {loss.item():.4f}")
-                if save and step % 500 == 0: save()
+            if step % 100 == 0:
+                log(f"{elapsed:6.0f} s  step {step}  {stage.name}  rate {rate:.2e}  loss {loss.item():.4f}")

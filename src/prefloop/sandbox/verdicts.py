@@ -2,8 +2,9 @@
 
 import random
 
+from prefloop.records import Message
 from prefloop.sandbox import phrases
-from prefloop.sandbox.checkers import Message, grade
+from prefloop.sandbox.checkers import grade
 from prefloop.sandbox.tasks import (
     UNASKED,
     answer,
@@ -28,7 +29,9 @@ def odd_answer(rng: random.Random, world: World) -> str:
     if kind == 0:
         return rng.choice(["", "?", "...", "yes", "no no no"])
     if kind == 1:
-        bank = [word for texts in phrases.STATEMENTS.values() for text in texts for word in text.split() if "{" not in word]
+        bank = [
+            word for texts in phrases.STATEMENTS.values() for text in texts for word in text.split() if "{" not in word
+        ]
         return " ".join(rng.sample(bank, rng.randint(2, 9)))
     if kind == 2:
         return rng.choice(phrases.OPENERS[rng.choice(["kind", "rude"])])

@@ -20,7 +20,9 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "pet": _words("cat dog parrot rabbit turtle hamster goat pony ferret lizard canary hedgehog goldfish frog"),
     "colour": _words("red blue green yellow purple orange white black pink brown grey silver golden teal"),
     "food": _words("pizza soup rice bread curry salad noodles cheese pancakes beans pasta dumplings porridge pie"),
-    "instrument": _words("piano violin flute drums guitar harp trumpet cello organ banjo clarinet tuba accordion oboe"),
+    "instrument": _words(
+        "piano violin flute drums guitar harp trumpet cello organ banjo clarinet tuba accordion oboe"
+    ),
 }
 
 NAMES: tuple[str, ...] = _words(
@@ -73,7 +75,7 @@ def other_value(rng: random.Random, attribute: str, value: str) -> str:
 
 @cache
 def make_world(seed: int = 0) -> World:
-    """The world of one seed; the shipped version v1 is seed 0. Half of the names go to the heart, half to the archive."""
+    """The world of one seed; v1 is seed 0. Half of the names go to the heart, the other half to the archive."""
     rng = random.Random(f"prefloop world {seed}")
     names = list(NAMES)
     rng.shuffle(names)

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from prefloop.backends.base import Backend, Refusal, Result, request_json
-from prefloop.errors import PrefloopError
+from prefloop.errors import PrefloopError, UsageError
 from prefloop.records import CallRow, CandidatesRow, ScoredRow, canonical_json, content_id
 from prefloop.signals.base import Call, Rating, Signal
 
@@ -63,8 +63,8 @@ def rate(
         on_progress: told (rows done, rows in all) after each wave.
 
     Raises:
-        PrefloopError: the signal failed on a row; the message names the signal and the row. Its class and fix are
-            those of the original error where that was one of ours.
+        PrefloopError: the signal failed on a row; the message names the signal and the row. A UsageError stays one,
+            and a fix stays with its message.
     """
     live = [_Live(row, signal.rate(row)) for row in rows]
     finished: dict[int, Rating] = {}
@@ -98,7 +98,9 @@ def _advance(signal: Signal, state: _Live, first: bool) -> Rating | None:
             raise PrefloopError(f"a score that is not finite: {rating.scores}", where=where) from None
         return rating
     except PrefloopError as error:
-        raise type(error)(error.what, where=where, fix=error.fix) from error
+        kind = UsageError if isinstance(error, UsageError) else PrefloopError
+        inner = f"{where}, {error.where}" if error.where else where
+        raise kind(error.what, where=inner, fix=error.fix) from error
     except Exception as error:
         raise PrefloopError(f"{type(error).__name__}: {error}", where=where) from error
     return None

@@ -2,7 +2,7 @@
 
 A value is never expanded again, so an answer that contains `{{ first }}` or `{% raw %}` stays what it is. The texts
 stand between marks that carry a tag which occurs in none of them, so that no answer can close its own mark.
-tests/signals/test_template.py guards both.
+tests/signals/test_judge_template.py guards both.
 """
 
 from __future__ import annotations

@@ -78,32 +78,54 @@ class Cache:
             raise
 
     def _prepare(self) -> None:
-        mode = self._db.execute("PRAGMA journal_mode=WAL").fetchone()[0]
-        if mode != "wal":
+        # Somebody else's file is looked at before anything in it is changed, its journal mode included.
+        self._is_ours()
+        if self._share() != "wal":
             raise UsageError(
                 "SQLite cannot share a file between processes here", where=str(self.path), fix="use a local disk"
             )
         self._db.execute("PRAGMA synchronous=NORMAL")
-        # Two processes may make the file at once: look and make in one transaction.
+        # Two processes may make the file at once: look again and make in one transaction.
         with self._transaction():
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            application = self._db.execute("PRAGMA application_id").fetchone()[0]
-            tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-            if not tables and not version:
+            if not self._is_ours():
                 for statement in _TABLES:
                     self._db.execute(statement)
                 self._db.execute(f"PRAGMA application_id={APPLICATION_ID}")
                 self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-            elif application != APPLICATION_ID:
-                raise UsageError(
-                    "is a SQLite file of another program", where=str(self.path), fix="name another file for the cache"
-                )
-            elif version != SCHEMA_VERSION:
-                raise UsageError(
-                    f"has cache format {version}, this version of prefloop reads {SCHEMA_VERSION}",
-                    where=str(self.path),
-                    fix="move the file away (answers are computed again), or use the prefloop that made it",
-                )
+
+    def _is_ours(self) -> bool:
+        """Whether the tables are there; False for a new file, an error for anything else."""
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        application = self._db.execute("PRAGMA application_id").fetchone()[0]
+        tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if not (tables or version or application):
+            return False
+        if application != APPLICATION_ID:
+            raise UsageError(
+                "is a SQLite file of another program", where=str(self.path), fix="name another file for the cache"
+            )
+        if version != SCHEMA_VERSION:
+            raise UsageError(
+                f"has cache format {version}, this version of prefloop reads {SCHEMA_VERSION}",
+                where=str(self.path),
+                fix="move the file away (answers are computed again), or use the prefloop that made it",
+            )
+        return True
+
+    def _share(self) -> str:
+        """Switch to WAL and return the mode that the file is in then.
+
+        SQLite's own time-out does not cover this switch: of several processes that make one file, all but one are
+        told "locked" at once. test_four_processes_store_the_same_keys_exactly_once fails without the loop.
+        """
+        deadline = time.monotonic() + _BUSY_SECONDS
+        while True:
+            try:
+                return str(self._db.execute("PRAGMA journal_mode=WAL").fetchone()[0])
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
 
     def __enter__(self) -> Self:
         return self

@@ -109,7 +109,7 @@ class StageDir:
         tables: Mapping[str, tuple[str, Rows]] | None = None,
         counts: Mapping[str, int | float] | None = None,
     ) -> None:
-        """Publish one part, all of it or nothing.
+        """Publish one part, all of it or nothing; in place of the part of that index if there is one.
 
         Args:
             index: place of the part among the parts; rows keep the order of the indices.
@@ -125,8 +125,6 @@ class StageDir:
         if self._started() is None or self.success() is not None:
             raise RuntimeError(f"{self.path}: begin was not called")
         main = self.path / f"part-{index:05d}.parquet"
-        if main.exists():
-            raise RuntimeError(f"{main} is there already; begin says which parts are")
         side = {
             name: row_files.to_table(k, r, where=f"{main.name}, {name}") for name, (k, r) in (tables or {}).items()
         }
@@ -135,6 +133,10 @@ class StageDir:
         if rejects:
             side["rejects"] = row_files.to_table("rejects", rejects, where=f"{main.name}, rejects")
         table = row_files.to_table(kind, rows, where=main.name)
+        if main.exists():
+            # Withdrawn first, as a new side table beside an old part would pass for whole.
+            main.unlink()
+            self._remove_orphans()
         now = time.monotonic()
         metadata = {
             "rejected": len(rejects),
@@ -197,38 +199,31 @@ class StageDir:
         return success
 
     def finish_files(
-        self, fingerprint: str, paths: Iterable[str | Path] = (), extra: Mapping[str, Any] | None = None
+        self, fingerprint: str, folder: str | Path | None = None, extra: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
         """Mark a stage that makes files, not rows, as done.
 
         Args:
             fingerprint: the one that `begin` was given.
-            paths: files and folders that are the result, anywhere in the run; none: all that lies in the stage's
-                folder. Hidden files and training checkpoints do not count.
+            folder: folder (or single file) that is the result, anywhere in the run; the stage's own unless given.
+                Hidden files and training checkpoints do not count.
             extra: anything else to keep.
 
         Returns:
             What `_SUCCESS.json` now holds. `content` is the digest of the files' names and contents.
 
         Raises:
-            PrefloopError: a path is not there, or there is nothing at all.
+            PrefloopError: there is no such file.
         """
         self._check_started(fingerprint)
-        files: list[Path] = []
-        for path in [Path(p) for p in paths] or [self.path]:
-            found = [path] if path.is_file() else folder_files(path)
-            found = [f for f in found if f.parent != self.path or f.name not in (_STARTED, _SUCCESS)]
-            if not found:
-                raise PrefloopError("the stage was to make this, and did not", where=str(path))
-            files += found
-        names = {os.path.relpath(f, self.path): f for f in files}
-        content = digest([[name, file_digest(names[name])] for name in sorted(names)])
-        return self._succeed(
-            fingerprint,
-            {"content": content, "seconds": round(time.monotonic() - self._clock, 3)},
-            names.values(),
-            extra,
-        )
+        result = self.path if folder is None else Path(folder)
+        files = [result] if result.is_file() else folder_files(result)
+        files = [f for f in files if f.parent != self.path or f.name not in (_STARTED, _SUCCESS)]
+        if not files:
+            raise PrefloopError("the stage was to make files here, and did not", where=str(result))
+        names = {os.path.relpath(f, self.path): file_digest(f) for f in files}
+        facts = {"content": digest(names), "seconds": round(time.monotonic() - self._clock, 3)}
+        return self._succeed(fingerprint, facts, files, extra)
 
     def rows(self, table: str = "part") -> Iterator[dict[str, Any]]:
         """Stream the rows of a table, part by part: "part", the name of a side table, or (once done) "rejects".

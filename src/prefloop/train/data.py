@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from prefloop.engine.layout import Layout, concatenated
-from prefloop.engine.tokens import encode_completion, encode_prompt
+from prefloop.engine.tokens import PromptError, encode_completion, encode_prompt
 from prefloop.records import PreferenceRow, RejectRow, canonical_json
 
 STAGE = "train"
@@ -58,9 +58,13 @@ class Batch(TypedDict):
 
 
 def encode_pairs(
-    rows: Sequence[PreferenceRow], tokenizer: Any, max_length: int
+    rows: Sequence[PreferenceRow], tokenizer: Any, end_of_turn: int, max_length: int
 ) -> tuple[list[Pair], list[RejectRow]]:
     """Tokenise rows; what cannot be trained on as it is becomes a reject with its reason, never a shorter answer.
+
+    Args:
+        end_of_turn: the id that ends every answer.
+        max_length: of the prompt with either answer, in tokens.
 
     Returns:
         (pairs in the order of the rows, rejects): together as many as rows.
@@ -68,49 +72,42 @@ def encode_pairs(
     pairs: list[Pair] = []
     rejects: list[RejectRow] = []
     for row in rows:
-        pair = None
-        reason = _unfit_turns(row)
-        if reason is None:
-            pair = _encode(row, tokenizer)
-            reason = _unfit_ids(pair, max_length)
-        if pair is not None and reason is None:
+        pair = _encode(row, tokenizer, end_of_turn)
+        if isinstance(pair, Pair) and pair.chosen_ids == pair.rejected_ids:
+            pair = "the chosen and the rejected answer are the same tokens"
+        elif isinstance(pair, Pair) and pair.length > max_length:
+            pair = f"more tokens than max_length {max_length}"
+        if isinstance(pair, Pair):
             pairs.append(pair)
         else:
             rejects.append(
-                {"id": row["id"], "stage": STAGE, "reason": str(reason), "attempts": 1, "row": canonical_json(row)}
+                {"id": row["id"], "stage": STAGE, "reason": pair, "attempts": 1, "row": canonical_json(row)}
             )
     return pairs, rejects
 
 
-def _encode(row: PreferenceRow, tokenizer: Any) -> Pair:
-    prompt = row["prompt"]
-    chosen, rejected = (
-        tuple(encode_completion(tokenizer, prompt, answer[0]["content"])) for answer in (row["chosen"], row["rejected"])
+def _encode(row: PreferenceRow, tokenizer: Any, end_of_turn: int) -> Pair | str:
+    """The pair, or why there is none."""
+    for side, answer in (("chosen", row["chosen"]), ("rejected", row["rejected"])):
+        roles = [m["role"] for m in answer]
+        if roles != ["assistant"]:
+            return f"{side} is to be one assistant turn, not {roles}; earlier turns belong to the prompt"
+    try:
+        prompt_ids = encode_prompt(tokenizer, row["prompt"])
+    except PromptError as error:
+        return error.what
+    chosen_ids, rejected_ids = (
+        tuple(encode_completion(tokenizer, answer[0]["content"], end_of_turn))
+        for answer in (row["chosen"], row["rejected"])
     )
     return Pair(
         id=row["id"],
-        prompt_ids=tuple(encode_prompt(tokenizer, prompt)),
-        chosen_ids=chosen,
-        rejected_ids=rejected,
+        prompt_ids=tuple(prompt_ids),
+        chosen_ids=chosen_ids,
+        rejected_ids=rejected_ids,
         weight=1.0 if row["weight"] is None else row["weight"],
         margin=0.0 if row["margin"] is None else row["margin"],
     )
-
-
-def _unfit_turns(row: PreferenceRow) -> str | None:
-    for side in ("chosen", "rejected"):
-        roles = [m["role"] for m in row[side]]  # type: ignore[literal-required]
-        if roles != ["assistant"]:
-            return f"{side} must be one assistant turn, not {roles}; earlier turns belong to the prompt"
-    return None
-
-
-def _unfit_ids(pair: Pair, max_length: int) -> str | None:
-    if pair.chosen_ids == pair.rejected_ids:
-        return "the chosen and the rejected answer are the same tokens"
-    if pair.length > max_length:
-        return f"{pair.length} tokens are more than max_length {max_length}"
-    return None
 
 
 class Collator:

@@ -1,7 +1,8 @@
 """The sandbox's prompt templates: each file renders to the text of one user message, exactly as in training.
 
-judge-pairwise.j2 (instruction, first, second; labels A and B), judge-pointwise.j2 (instruction, answer; labels 1 to 5),
-criticism.j2 (instruction, judgment; the model then writes the answer that the judgment speaks of).
+judge-pairwise.j2: instruction, first, second; labels A and B.
+judge-pointwise.j2: instruction, answer; labels 1 to 5.
+criticism.j2: instruction, judgment; the model then writes the answer that the judgment speaks of.
 """
 
 from functools import cache

@@ -1,0 +1,226 @@
+"""From messages and texts to token ids, for training and for backends alike.
+
+A prompt is encoded through the chat template up to the point where the assistant speaks; a completion is encoded on
+its own and stands behind it. So the prompt's ids are a prefix of prompt and completion by construction, and what is
+trained on is what was sampled from.
+
+Text never makes control tokens. `<|im_end|>` in a user's message or in an answer is encoded as those ten characters;
+only the template and `end_of_turn` put control tokens in. (Control tokens are those that the tokenizer marks as
+special. Marks such as `<think>`, which tokenizers add without that flag, stay what they are.)
+
+This module imports neither torch nor transformers at the top.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from prefloop.config import ModelSection
+from prefloop.engine.load import adapter_base, resolve_model_path
+from prefloop.engine.templates import choose_template
+from prefloop.errors import UsageError
+from prefloop.records import Message
+
+ROLES = ("system", "user", "assistant")
+
+
+class PromptError(UsageError):
+    """These messages cannot be put through this template; others may."""
+
+
+def load_tokenizer(section: ModelSection) -> Any:
+    """The section's tokenizer with the section's chat template set.
+
+    Raises:
+        UsageError: there is no tokenizer, or no such template.
+    """
+    from transformers import AutoTokenizer
+
+    path, revision = resolve_model_path(section.path), section.revision
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=section.trust_remote_code)
+    except (OSError, ValueError) as error:
+        base = adapter_base(path)  # an adapter's folder need not hold the tokenizer
+        if base is None:
+            raise UsageError(
+                f"no tokenizer: {error}", where=section.path, fix="give a hub id or the folder of a causal model"
+            ) from error
+        return load_tokenizer(section.model_copy(update={"path": base[0], "revision": base[1]}))
+    own = None if tokenizer.chat_template is None else tokenizer.get_chat_template()
+    tokenizer.chat_template = choose_template(section.template, own)
+    return tokenizer
+
+
+def encode_prompt(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+    """Ids of a conversation up to where the assistant answers, generation prompt included.
+
+    Nothing is cut, however long it is. A tokenizer that begins every text with BOS begins the prompt with it too,
+    whether the template says so or not.
+
+    Raises:
+        PromptError: these messages do not fit the template.
+        UsageError: the template begins with BOS twice.
+    """
+    if not messages or messages[-1]["role"] == "assistant":
+        raise PromptError(
+            "a prompt ends with the user's turn" if messages else "a prompt has at least one message",
+            fix="leave the assistant's last message out of the prompt",
+        )
+    pattern = _special_pattern(tokenizer)
+    injected = sorted({mark for message in messages for mark in pattern.findall(message["content"])})
+    if injected:
+        ids = _encode_with_marks_as_text(tokenizer, messages, injected)
+    else:
+        ids = _plain_ids(tokenizer, render(tokenizer, messages))
+    bos = tokenizer.bos_token_id
+    if bos is not None and _adds_bos(tokenizer) and ids[:1] != [bos]:
+        ids = [bos, *ids]
+    if bos is not None and ids[:2] == [bos, bos]:
+        raise UsageError(
+            "the chat template begins with the BOS token twice",
+            fix="take one of them out of the template, or set `template` to a corrected file",
+        )
+    if not ids:
+        raise PromptError("the chat template makes nothing of this prompt")
+    return ids
+
+
+def encode_completion(tokenizer: Any, text: str, end_of_turn: int | None) -> list[int]:
+    """Ids of an answer's text, followed by `end_of_turn` unless it is None (an answer that was cut off)."""
+    ids = [int(i) for i in tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]]
+    return ids if end_of_turn is None else [*ids, end_of_turn]
+
+
+def end_of_turn_ids(tokenizer: Any, generation_config: Any = None) -> tuple[int, ...]:
+    """The ids that end an assistant's turn. Sampling stops on any of them; training appends the first.
+
+    The first is the control token that the chat template puts behind an assistant's message. Then come those of the
+    model's generation config, and the tokenizer's EOS.
+
+    Raises:
+        UsageError: there is none, so no answer could ever end.
+    """
+    found: list[int] = []
+    answer = "an answer"
+    turns: list[Message] = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": answer}]
+    _, behind, tail = _apply_template(tokenizer, turns, add_generation_prompt=False).rpartition(answer)
+    marks = _special_pattern(tokenizer).findall(tail) if behind else []
+    found += [int(tokenizer.convert_tokens_to_ids(mark)) for mark in marks[:1]]
+    configured = getattr(generation_config, "eos_token_id", None)
+    found += [configured] if isinstance(configured, int) else list(configured or [])
+    found += [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    if not found:
+        raise UsageError(
+            "nothing ends an assistant's turn: neither the template, nor the generation config, nor the tokenizer",
+            fix="give the tokenizer an eos_token",
+        )
+    return tuple(dict.fromkeys(found))
+
+
+def render(tokenizer: Any, messages: Sequence[Message]) -> str:
+    """The text that the template makes, generation prompt included.
+
+    One rule for templates that have no system role (they raise, or leave the message out): the system message goes
+    in front of the first user message, with an empty line between.
+    """
+    for message in messages:
+        if message["role"] not in ROLES:
+            raise PromptError(f"unknown role {message['role']!r}", fix=f"roles are {', '.join(ROLES)}")
+    if any(m["role"] == "system" for m in messages) and not _takes_system(tokenizer, tokenizer.chat_template):
+        messages = fold_system(messages)
+    return _apply_template(tokenizer, messages, add_generation_prompt=True)
+
+
+def fold_system(messages: Sequence[Message]) -> list[Message]:
+    """System messages moved into the first user message that follows them."""
+    folded: list[Message] = []
+    waiting: list[str] = []
+    for message in messages:
+        if message["role"] == "system":
+            waiting.append(message["content"])
+        elif message["role"] == "user" and waiting:
+            folded.append({"role": "user", "content": "\n\n".join([*waiting, message["content"]])})
+            waiting = []
+        else:
+            folded.append(message)
+    if waiting:
+        raise PromptError("a system message without a user message behind it, for a template without a system role")
+    return folded
+
+
+def _apply_template(tokenizer: Any, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+    import jinja2
+
+    try:
+        return str(
+            tokenizer.apply_chat_template(
+                [dict(m) for m in messages], tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        )
+    except jinja2.TemplateSyntaxError as error:
+        raise UsageError(f"the chat template has an error in line {error.lineno}: {error.message}") from error
+    except jinja2.TemplateError as error:
+        roles = ", ".join(m["role"] for m in messages)
+        raise PromptError(f"the chat template refuses a conversation of {roles}: {error}") from error
+
+
+@functools.lru_cache(maxsize=32)
+def _takes_system(tokenizer: Any, template: str) -> bool:
+    """Whether a system message's text comes out of the template. `template` is there to renew the answer with it."""
+    mark = "prefloop system probe"
+    turns: list[Message] = [{"role": "system", "content": mark}, {"role": "user", "content": "a question"}]
+    try:
+        return mark in _apply_template(tokenizer, turns, add_generation_prompt=True)
+    except PromptError:
+        return False
+
+
+@functools.lru_cache(maxsize=32)
+def _special_pattern(tokenizer: Any) -> re.Pattern[str]:
+    """Matches the text of any control token, the longest first."""
+    added: Mapping[int, Any] = tokenizer.added_tokens_decoder
+    marks = {token.content for token in added.values() if token.special} | set(tokenizer.all_special_tokens)
+    longest_first = sorted(filter(None, marks), key=lambda mark: (-len(mark), mark))
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+
+@functools.lru_cache(maxsize=32)
+def _adds_bos(tokenizer: Any) -> bool:
+    """Whether the tokenizer itself begins a text with BOS."""
+    ids = tokenizer("a")["input_ids"]
+    return bool(ids) and ids[0] == tokenizer.bos_token_id
+
+
+def _plain_ids(tokenizer: Any, text: str, *, split: bool = False) -> list[int]:
+    return [int(i) for i in tokenizer(text, add_special_tokens=False, split_special_tokens=split)["input_ids"]]
+
+
+def _encode_with_marks_as_text(tokenizer: Any, messages: Sequence[Message], injected: Sequence[str]) -> list[int]:
+    """`encode_prompt` for messages that contain control tokens' text.
+
+    Each such text is swapped for a private-use character before the template runs. What then looks like a control
+    token in the result is the template's; the stretches between are encoded with the texts put back, as plain text.
+    A tokenizer cuts at control tokens anyway, so the stretches come out as they would in one piece.
+    """
+    everything = "".join(message["content"] for message in messages)
+    free = (chr(code) for code in range(0xF0000, 0xFFFFE) if chr(code) not in everything)
+    stand_ins = dict(zip(injected, free, strict=False))
+    pattern = _special_pattern(tokenizer)
+    swapped: list[Message] = [
+        {"role": m["role"], "content": pattern.sub(lambda match: stand_ins[match.group()], m["content"])}
+        for m in messages
+    ]
+    ids: list[int] = []
+    rendered, position = render(tokenizer, swapped), 0
+    for match in [*pattern.finditer(rendered), None]:
+        stretch = rendered[position : match.start() if match else len(rendered)]
+        for text, stand_in in stand_ins.items():
+            stretch = stretch.replace(stand_in, text)
+        ids += _plain_ids(tokenizer, stretch, split=True) if stretch else []
+        if match:
+            ids.append(int(tokenizer.convert_tokens_to_ids(match.group())))
+            position = match.end()
+    return ids

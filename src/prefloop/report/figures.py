@@ -1,0 +1,143 @@
+"""The drawn parts of a report: measures with intervals, training curves, histograms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from prefloop.report.charts import Line, before_after, histogram, interval, line_chart
+from prefloop.store.stagedir import StageDir
+
+# title, what it shows, (key of metrics.jsonl, name in the legend, colour)
+CURVES: tuple[tuple[str, str, tuple[tuple[str, str, int], ...]], ...] = (
+    ("Loss", "per optimiser step", (("loss", "training", 0), ("eval_loss", "validation", 1))),
+    (
+        "Rewards",
+        "implicit: β × (log-prob − reference's)",
+        (("rewards/chosen", "chosen", 0), ("rewards/rejected", "rejected", 1)),
+    ),
+    ("Margin", "reward of chosen minus rejected", (("rewards/margins", "margin", 0),)),
+    ("Accuracy", "share of pairs in which chosen has the higher reward", (("rewards/accuracies", "accuracy", 0),)),
+    (
+        "Log-probabilities",
+        "of whole answers, natural log",
+        (("logps/chosen", "chosen", 0), ("logps/rejected", "rejected", 1)),
+    ),
+    ("Learning rate", "", (("learning_rate", "learning rate", 3),)),
+)
+
+
+def measures(evaluate: dict[str, Any]) -> list[dict[str, Any]]:
+    """Checkers of all groups: rates of both models, and their difference with its interval, drawn."""
+    found = []
+    for group, entries in evaluate.items():
+        if not isinstance(entries, dict):
+            continue
+        for name, entry in entries.items():
+            if not isinstance(entry, dict) or "difference" not in entry:
+                continue
+            change = entry["difference"]
+            before = entry.get("base", entry.get("plain"))
+            reach = max(0.1, *(abs(change[k]) for k in ("value", "ci_low", "ci_high")))
+            verdict = "up" if change["ci_low"] > 0 else "down" if change["ci_high"] < 0 else "same"
+            found.append(
+                {
+                    "group": group,
+                    "name": name.replace("_", " "),
+                    "base": before,
+                    "aligned": entry["aligned"],
+                    "n": entry["n"],
+                    "excluded": entry.get("excluded", 0),
+                    "difference": change,
+                    "verdict": verdict,
+                    "reach": reach,
+                    "picture": before_after(
+                        before, entry["aligned"], f"{name}: {before:.3f} to {entry['aligned']:.3f}"
+                    ),
+                }
+            )
+    # One scale for all of them, so that their changes compare.
+    widest = min(1.0, 1.1 * max((m["reach"] for m in found), default=0.1))
+    for measure in found:
+        change = measure["difference"]
+        measure["change_picture"] = interval(
+            *(change["value"], change["ci_low"], change["ci_high"], f"change of {measure['name']}"),
+            axis=(-widest, widest),
+            centre=0.0,
+        )
+    return found
+
+
+def curves(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Training curves, one picture each, the rounds behind one another; pictures without a value are left out."""
+    steps, breaks = _steps(metrics)
+    pictures = []
+    for title, means, keys in CURVES:
+        lines = []
+        for key, name, colour in keys:
+            points = [(x, _number(m[key])) for x, m in zip(steps, metrics) if key in m and x is not None]
+            if points:
+                lines.append(Line(name, [x for x, _ in points], [y for _, y in points], colour))
+        picture = line_chart(lines, title, breaks=breaks)
+        if picture is not None:
+            legend = [(line.name, line.colour) for line in lines] if len(lines) > 1 else []
+            pictures.append({"title": title, "means": means, "legend": legend, "picture": picture})
+    return pictures
+
+
+def _steps(metrics: list[dict[str, Any]]) -> tuple[list[float | None], list[float]]:
+    """Steps counted on over the rounds, and where a round begins."""
+    steps: list[float | None] = []
+    breaks: list[float] = []
+    offset = highest = 0.0
+    current = None
+    for record in metrics:
+        if "step" not in record:
+            steps.append(None)
+            continue
+        if current is not None and record.get("round", 1) != current:
+            offset = highest
+            breaks.append(offset)
+        current = record.get("round", 1)
+        steps.append(offset + record["step"])
+        highest = max(highest, offset + record["step"])
+    return steps, breaks
+
+
+def _number(value: Any) -> float:
+    """A metric; those that are not finite are stored as their names."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def histograms(stages: Iterable[StageDir]) -> list[dict[str, Any]]:
+    """Scores of all answers, scores and lengths of chosen and rejected; of the last round that has them."""
+    last: dict[str, StageDir] = {}
+    for stage in stages:
+        for verb in ("rate", "pair"):
+            if stage.name.rpartition("-")[2] == verb and stage.count():
+                last[verb] = stage
+    pictures = []
+    if "rate" in last:
+        scores = [s for row in last["rate"].rows() for s in row["scores"] if s is not None]
+        pictures.append(_histogram("Scores of all answers", "share of answers, %", [("all", scores, 3)]))
+    if "pair" in last:
+        scores_of: dict[str, list[float]] = {"chosen": [], "rejected": []}
+        lengths_of: dict[str, list[float]] = {"chosen": [], "rejected": []}
+        for row in last["pair"].rows():
+            for side in ("chosen", "rejected"):
+                if row[f"score_{side}"] is not None:
+                    scores_of[side].append(row[f"score_{side}"])
+                lengths_of[side].append(sum(len(m["content"]) for m in row[side]))
+        for title, of in (("Scores of the pairs", scores_of), ("Lengths of the pairs, characters", lengths_of)):
+            groups = [("chosen", of["chosen"], 0), ("rejected", of["rejected"], 1)]
+            pictures.append(_histogram(title, "share of pairs, %", groups))
+    return [p for p in pictures if p["picture"] is not None]
+
+
+def _histogram(title: str, means: str, groups: list[tuple[str, list[float], int]]) -> dict[str, Any]:
+    notes = [(f"{n}, mean {sum(v) / len(v):.4g}", colour) for n, v, colour in groups if v]
+    return {"title": title, "means": means, "legend": notes, "picture": histogram(groups, title)}

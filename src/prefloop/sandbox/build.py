@@ -1,0 +1,98 @@
+"""Builds the sandbox's model: tokenizer, corpus, training, measurement. `python -m prefloop.sandbox.build --out DIR`.
+
+Forty minutes on two idle cores. The corpus is the same for the same seed, byte for byte; the weights depend on the
+machine too, because training is measured in minutes.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from prefloop.sandbox import VERSION, tasks
+from prefloop.sandbox.competence import failures, measure
+from prefloop.sandbox.corpus import FIRST, MAIN, READING
+from prefloop.sandbox.tokenizer import build_tokenizer
+from prefloop.sandbox.training import Stage, batches, train
+
+WIDTH, LAYERS, HEADS = 128, 4, 4
+MINUTES = 40.0
+
+
+def new_model(tokenizer: Any, seed: int) -> Any:
+    """A Llama of a million parameters with random weights, tied embeddings and a context of 512."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=3 * WIDTH,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        initializer_range=WIDTH**-0.5,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LlamaForCausalLM(config)
+
+
+def save(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write the plain Hugging Face folder; generation samples at temperature 1 by default."""
+    model.generation_config.update(do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=128)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def card(measured: dict[str, float], parameters: int, minutes: float, seed: int) -> dict[str, Any]:
+    """What the folder's card.json says of the model."""
+    intended = {
+        "kind": tasks.KIND_SHARE,
+        "correct": tasks.RIGHT_SHARE,
+        "complete": tasks.COMPLETE_SHARE,
+        "plain": tasks.PLAIN_SHARE,
+        "misleading_followed": tasks.FOLLOW_SHARE,
+    }
+    return {
+        "version": VERSION,
+        "seed": seed,
+        "parameters": parameters,
+        "minutes": round(minutes, 1),
+        "intended_shares": intended,
+        "corpus_shares": MAIN,
+        "competence": measured,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write the model to")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the corpus and of the first weights")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="training time")
+    options = parser.parse_args()
+    torch.set_num_threads(2)
+    started = time.monotonic()
+    tokenizer = build_tokenizer(options.seed)
+    model = new_model(tokenizer, options.seed)
+    stages = [
+        Stage("first", options.minutes * 0.04, batches(tokenizer, options.seed, FIRST, 2048)),
+        Stage("reading", options.minutes * 0.16, batches(tokenizer, options.seed, READING, 4096)),
+        Stage("main", options.minutes * 0.8, batches(tokenizer, options.seed, MAIN, 4096)),
+    ]
+    train(model, stages, log=lambda line: print(line, flush=True))
+    save(model, tokenizer, options.out)
+    measured = measure(model, tokenizer)
+    minutes = (time.monotonic() - started) / 60
+    text = json.dumps(card(measured, model.num_parameters(), minutes, options.seed), indent=2)
+    (options.out / "card.json").write_text(text + "\n", encoding="utf-8")
+    print(text, *failures(measured), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""LoRA on a model, trained weights to disk, and the merge into a plain Hugging Face folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from prefloop.config import LoraSection, ModelSection
+from prefloop.engine.load import load_model
+from prefloop.engine.tokens import load_tokenizer
+from prefloop.errors import UsageError
+from prefloop.store import atomic
+
+ADAPTER, MODEL = "adapter", "model"
+"""Folders below a training's result: an adapter, or all weights."""
+
+
+def refuse_quantised(model: nn.Module, name: str) -> None:
+    """Quantised weights cannot take up a trained difference.
+
+    Raises:
+        UsageError: the model's configuration says that it is quantised.
+    """
+    if getattr(model.config, "quantization_config", None) is not None:
+        raise UsageError(
+            "the weights are quantised; training them, or merging into them, would lose what was learnt",
+            where=name,
+            fix="use the checkpoint that it was quantised from",
+        )
+
+
+def switch_off_dropout(model: nn.Module) -> None:
+    """Set every dropout rate that the model came with to 0, in its modules; its configuration stays as it is.
+
+    Log-ratios against a reference without dropout would otherwise carry noise, and the first loss would not be the
+    formula's. LoRA's own dropout, which the recipe asks for by name, is added afterwards and works.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            # Attention modules keep a rate as a plain number and hand it to the kernel.
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def add_lora(model: Any, section: LoraSection) -> Any:
+    """The model with a fresh adapter, its base frozen. Draws the adapter's weights from torch's global generator.
+
+    `all-linear` means every linear layer but the output head. The adapter's weights are float32 whatever the base is.
+
+    Raises:
+        UsageError: no module has such a name, or the output head is among them.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=section.r,
+        lora_alpha=section.alpha,
+        lora_dropout=section.dropout,
+        target_modules=section.target_modules,
+        bias="none",
+    )
+    head = model.get_output_embeddings()
+    try:
+        adapted = get_peft_model(model, config)
+    except ValueError as error:
+        raise UsageError(
+            f"no LoRA with target_modules {section.target_modules!r}: {error}",
+            where="train.lora.target_modules",
+            fix="all-linear, or names of linear modules such as [q_proj, v_proj]",
+        ) from error
+    if adapted.get_output_embeddings() is not head:
+        raise UsageError(
+            "the output head is no target: where it is tied to the embeddings, a merge would change both",
+            where="train.lora.target_modules",
+            fix="leave the head out, or use all-linear, which does",
+        )
+    # peft keeps a set, whose order changes from process to process and would change the saved file.
+    own = adapted.peft_config["default"]
+    own.target_modules = sorted(own.target_modules)
+    return adapted
+
+
+def save(model: Any, folder: Path) -> None:
+    """Write the adapter, or without one all weights, as safetensors with their configuration."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if hasattr(model, "peft_config"):
+        # Otherwise peft asks the hub whether the base's vocabulary was changed.
+        model.save_pretrained(folder, save_embedding_layers=False)
+    else:
+        model.save_pretrained(folder)
+
+
+def merge(
+    base: ModelSection, trained: Path, out: Path, *, dtype: torch.dtype, max_shard_size: str = "5GB"
+) -> Mapping[str, Any]:
+    """Write a plain model folder: weights, configuration, generation configuration, tokenizer with its chat template.
+
+    It loads with `AutoModelForCausalLM` and needs no peft. The sum of weights and adapter is taken in float32 and
+    rounded once, to `dtype`. All weights from a training without LoRA go the same way, without a sum.
+
+    Args:
+        base: the model that was trained; tokenizer and template come from it.
+        trained: a folder with `adapter` or `model` in it, or an adapter's own folder.
+        out: put in place whole, at the end; a folder that is there is replaced.
+
+    Returns:
+        {"dtype", "parameters"}.
+
+    Raises:
+        UsageError: `trained` holds neither, the base is quantised, or the adapter belongs to another architecture.
+    """
+    adapter = next((p for p in (trained / ADAPTER, trained) if (p / "adapter_config.json").is_file()), None)
+    full = trained / MODEL
+    if adapter is None and not (full / "config.json").is_file():
+        raise UsageError(
+            "holds neither an adapter nor trained weights", where=str(trained), fix="give the result of a training"
+        )
+    source = base.model_copy(update={"dtype": "float32", "device": "cpu"})
+    if adapter is None:
+        source = source.model_copy(update={"path": str(full), "revision": None})
+    model = load_model(source)
+    refuse_quantised(model, base.path)
+    if adapter is not None:
+        model = _with_adapter(model, adapter).merge_and_unload()
+    model = model.to(dtype)
+    model.config.dtype = dtype
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic.directory(out) as folder:
+        model.save_pretrained(folder, max_shard_size=max_shard_size)
+        load_tokenizer(base).save_pretrained(folder)
+    return {
+        "dtype": str(dtype).removeprefix("torch."),
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
+
+
+def _with_adapter(model: Any, adapter: Path) -> Any:
+    from peft import PeftModel
+
+    targets = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["target_modules"]
+    try:
+        return PeftModel.from_pretrained(model, str(adapter))
+    except (ValueError, RuntimeError) as error:
+        raise UsageError(
+            f"the adapter (of {targets}) does not fit the model: {error}",
+            where=str(adapter),
+            fix="merge it into the model that it was trained on",
+        ) from error

@@ -1,0 +1,95 @@
+"""A small real run: a tiny model, a function that scores its answers, a few prompts."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests.tiny_models import tiny_model_folder
+
+SCORERS = '''
+def vowels(prompt, completion):
+    return sum(c in "aeiou" for c in completion) / max(len(completion), 1)
+
+def letters(prompt, completion):
+    return sum(c.isalpha() for c in completion) / max(len(completion), 1)
+'''
+
+
+@dataclass
+class Project:
+    """A folder with a recipe, prompts and a scorer, and the command run in it."""
+
+    root: Path
+
+    @property
+    def run_dir(self) -> Path:
+        return self.root / "out"
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "prefloop", *arguments]
+
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PREFLOOP_PLAIN": "1"}
+
+    def prefloop(self, *arguments: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            self.command(*arguments), cwd=self.root, env=self.environment(), capture_output=True, text=True, check=False
+        )
+        assert done.returncode == expect, done.stderr
+        assert expect == 1 or "Traceback" not in done.stderr
+        return done
+
+    def run(self, *overrides: str, out: str = "out", expect: int = 0) -> dict[str, Any]:
+        done = self.prefloop("run", "recipe.yaml", *overrides, "--out", out, "--json", expect=expect)
+        return json.loads(done.stdout.splitlines()[-1]) if expect == 0 else {}
+
+    def success(self, stage: str, out: str = "out") -> dict[str, Any]:
+        (folder,) = (self.root / out / "stages").glob(f"*-{stage}")
+        return json.loads((folder / "_SUCCESS.json").read_text())
+
+    def contents(self, out: str = "out") -> dict[str, str]:
+        """Digest of every stage's rows or files, the report's apart: it shows times."""
+        marks = sorted((self.root / out / "stages").glob("*/_SUCCESS.json"))
+        return {m.parent.name: json.loads(m.read_text())["content"] for m in marks if "report" not in m.parent.name}
+
+
+def write_prompts(path: Path, numbers: range) -> None:
+    path.write_text("".join(json.dumps({"prompt": f"Say the number {n} in words."}) + "\n" for n in numbers))
+
+
+def make_project(root: Path, **changes: Any) -> Project:
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "scorers.py").write_text(SCORERS)
+    write_prompts(root / "prompts.jsonl", range(24))
+    recipe = {
+        "name": "tiny",
+        "model": {"path": str(tiny_model_folder("llama")), "batch_size": 16},
+        "prompts": "prompts.jsonl",
+        "sample": {"n": 3, "max_new_tokens": 8},
+        "rate": {"type": "function", "callable": "scorers:vowels"},
+        "train": {"batch_size": 4, "micro_batch_size": 2, "epochs": 2, "learning_rate": 1e-3, "save_steps": 2},
+        "evaluate": {"holdout": 0.2, "bootstrap": 200, "checkers": {"own": {"letters": "scorers:letters"}}},
+    }
+    (root / "recipe.yaml").write_text(yaml.safe_dump(recipe | changes))
+    return Project(root)
+
+
+@pytest.fixture
+def project(tmp_path):
+    return make_project(tmp_path / "project")
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """One finished run, to read only."""
+    made = make_project(tmp_path_factory.mktemp("finished"))
+    made.run()
+    return made

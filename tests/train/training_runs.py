@@ -1,0 +1,79 @@
+"""Preference rows and runs for the training tests."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+from prefloop.config import LoraSection, ModelSection, TrainSection
+from prefloop.records import PreferenceRow, content_id, prompt_id
+from prefloop.store.cache import Cache
+from prefloop.train.run import train
+
+WORDS = "the kind brown fox help please yes of course Paris France city world hello one two three lazy dog".split()
+
+
+def make_rows(n: int, *, seed: int = 0, weights: bool = False, margins: bool = False) -> list[PreferenceRow]:
+    """n pairs with random short texts; prompts all differ."""
+    draw = random.Random(seed)
+
+    def text(low: int, high: int) -> str:
+        return " ".join(draw.choices(WORDS, k=draw.randint(low, high)))
+
+    rows: list[PreferenceRow] = []
+    for i in range(n):
+        prompt = [{"role": "user", "content": f"{text(1, 6)} {seed}.{i}"}]
+        rows.append(
+            {
+                "id": content_id("pair", seed, i),
+                "prompt_id": prompt_id(prompt),
+                "prompt": prompt,
+                "chosen": [{"role": "assistant", "content": text(1, 8)}],
+                "rejected": [{"role": "assistant", "content": text(1, 8) + " not"}],
+                "score_chosen": 1.0,
+                "score_rejected": 0.0,
+                "weight": draw.uniform(0.2, 2.0) if weights else None,
+                "margin": draw.uniform(-8, 8) if margins else None,
+                "source": "test",
+                "strategy": "best_worst",
+                "chosen_id": f"c{i}",
+                "rejected_id": f"r{i}",
+                "evidence": [],
+            }
+        )
+    return rows
+
+
+def run(
+    folder: Path,
+    model: Path | str,
+    rows: list[PreferenceRow] | None = None,
+    *,
+    validation: list[PreferenceRow] | None = None,
+    lora: bool = True,
+    seed: int = 7,
+    dtype: str = "float32",
+    records: list[dict[str, Any]] | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Train on the CPU below `folder` with small settings; anything of TrainSection may be given."""
+    folder.mkdir(parents=True, exist_ok=True)
+    values: dict[str, Any] = {
+        "lora": LoraSection(r=4, alpha=8) if lora else None,
+        "batch_size": 4,
+        "micro_batch_size": 2,
+        "learning_rate": 1e-3,
+        "max_length": 200,
+    }
+    with Cache(folder.parent / "cache.db") as cache:
+        return train(
+            ModelSection(path=str(model), device="cpu", dtype=dtype),  # type: ignore[arg-type]
+            make_rows(12) if rows is None else rows,
+            validation or [],
+            TrainSection(**{**values, **settings}),
+            seed=seed,
+            out=folder,
+            cache=cache,
+            on_log=(lambda record: None) if records is None else records.append,
+        )
