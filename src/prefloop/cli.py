@@ -286,17 +286,17 @@ def cache_ls(as_json: Json = False) -> None:
     from prefloop.store.cache import Cache
 
     path = cache_path()
-    rows: list[Any] = []
+    groups: list[Any] = []
     if path.exists():
         with Cache(path) as cache:
-            rows = cache.ls()
+            groups = cache.ls()
     _table(
         f"cache {path}",
         ["kind", "model", "entries", "bytes", "oldest", "newest"],
-        [[r["kind"], r["model"], r["count"], r["bytes"], r["oldest"], r["newest"]] for r in rows],
+        [list(g.values()) for g in groups],
     )
     if as_json:
-        print(json.dumps({"path": str(path), "entries": rows}))
+        print(json.dumps({"path": str(path), "entries": groups}))
 
 
 @cache_app.command("prune")

@@ -126,7 +126,11 @@ class PairSection(Section):
     max_length_ratio: float | None = Field(
         None, gt=1, description="Drop pairs whose answers' lengths in characters differ by more than this factor."
     )
-    drop_truncated: bool = Field(True, description="Leave out answers that were cut off at max_new_tokens.")
+    drop_truncated: bool = Field(
+        False,
+        description="Leave out answers that were cut off at max_new_tokens. Kept ones are trained on without an end of "
+        "turn, so that they do not teach to stop in mid-sentence.",
+    )
 
 
 class LoraSection(Section):

@@ -8,7 +8,6 @@ import shutil
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from prefloop import __version__
 from prefloop.errors import PrefloopError
@@ -72,10 +71,10 @@ def _cache(path: Path) -> Check:
 
     try:
         with Cache(path) as cache:
-            rows: list[dict[str, Any]] = cache.ls()
+            groups = cache.ls()
     except PrefloopError as error:
         return _check("cache", str(error), "fail")
-    return _check("cache", f"{path}: {sum(r['count'] for r in rows)} entries", "ok")
+    return _check("cache", f"{path}: {sum(g['count'] for g in groups)} entries", "ok")
 
 
 def _hub() -> Check:

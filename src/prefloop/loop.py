@@ -18,11 +18,12 @@ from typing import Any
 
 from prefloop import manifest
 from prefloop.config import JudgeSignalSection, ModelSection, PromptsSection, Recipe, SampleSection
-from prefloop.errors import Interrupted, UsageError
 from prefloop.engine.load import resolve_model_path
+from prefloop.errors import Interrupted, UsageError
 from prefloop.store.cache import Cache
 from prefloop.store.fingerprint import code_digest, digest, file_digest, model_digest
-from prefloop.store.rundir import RunDir, StageDir
+from prefloop.store.rundir import RunDir
+from prefloop.store.stagedir import StageDir
 from prefloop.ui.progress import Progress
 
 VERBS = ("sample", "rate", "pair", "train", "merge", "evaluate", "report")
@@ -158,6 +159,7 @@ class Loop:
             self.run.event("stage_started", stage=stage.name, fingerprint=fingerprint)
             started = time.monotonic()
             runners.RUNNERS[stage.verb](bench, stage, folder, fingerprint)
+            bench.note_usage(stage)
             computed.append(stage.name)
             self.run.event("stage_finished", stage=stage.name, seconds=round(time.monotonic() - started, 3))
         if bench is not None:
@@ -174,8 +176,6 @@ def stage_name(verb: str, round_number: int) -> str:
 
 def plan(recipe: Recipe, cache: Cache | None) -> list[Stage]:
     """The stages of a recipe, in order. Reads the digests of files and models, computes nothing."""
-    from prefloop.signals.function import identity as function_identity
-
     base = _model_settings(recipe.model, cache)
     judge = _signal_settings(recipe.rate, base, cache)
     measure = evaluation_signal(recipe)
@@ -223,7 +223,7 @@ def plan(recipe: Recipe, cache: Cache | None) -> list[Stage]:
             "sample": evaluation_sample(recipe).model_dump(),
             "judge": _signal_settings(measure, base, cache),
             "checkers": {
-                group: {name: function_identity(path) for name, path in functions.items()}
+                group: {name: _function_settings(path) for name, path in functions.items()}
                 for group, functions in recipe.evaluate.checkers.items()
             },
             "base": base,
@@ -279,18 +279,28 @@ def _template_settings(template: str) -> str:
 
 
 def _signal_settings(section: Any, base: dict[str, Any], cache: Cache | None) -> dict[str, Any]:
-    from prefloop.signals.build import identity
-
-    settings: dict[str, Any] = {"signal": identity(section)}
+    """Everything that changes a score: the section, the judge's weights and template, or the function's source."""
+    settings: dict[str, Any] = section.model_dump(exclude={"model", "template"})
     if isinstance(section, JudgeSignalSection):
-        settings["max_null_share"] = section.max_null_share
-        settings["model"] = base if section.model is None else _model_settings(section.model, cache)
-    return settings
+        model = base if section.model is None else _model_settings(section.model, cache)
+        # A shipped template is code of the signals or sandbox box.
+        template = section.template and _template_settings(section.template)
+        return settings | {"model": model, "template": template}
+    return settings | {"function": _function_settings(section.callable)}
+
+
+def _function_settings(name: str) -> dict[str, Any]:
+    """A function by name and by the content of its module's file, so that editing it computes again."""
+    from prefloop.signals.function import module_file
+
+    file = module_file(name.partition(":")[0])
+    return {"name": name, "source": None if file is None else file_digest(file)}
 
 
 @contextmanager
 def open_loop(recipe: Recipe, out: Path, cache_path: Path) -> Iterator[Loop]:
     """Open (or make) a run directory and the project's cache, locked for this process."""
+    cache_path.parent.mkdir(parents=True, exist_ok=True)
     with Cache(cache_path) as cache, RunDir.open(out) as run:
         yield Loop(recipe, run, cache)
 

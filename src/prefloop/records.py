@@ -77,7 +77,11 @@ class CallRow(TypedDict):
 
 
 class PreferenceRow(TypedDict):
-    """A pair. `weight` and `margin` hold only what the loss is to use; a judge's score gap is neither."""
+    """A pair. `weight` and `margin` hold only what the loss is to use; a judge's score gap is neither.
+
+    `chosen_finish` and `rejected_finish` are the answers' finish reasons, null for text from elsewhere: an answer that
+    was cut off ("length") is trained on without an end of turn, so that it does not teach to stop in mid-sentence.
+    """
 
     id: str
     prompt_id: str
@@ -92,6 +96,8 @@ class PreferenceRow(TypedDict):
     strategy: str
     chosen_id: str
     rejected_id: str
+    chosen_finish: str | None
+    rejected_finish: str | None
     evidence: list[str]
 
 
@@ -180,6 +186,8 @@ def arrow_schema(kind: str) -> pa.Schema:
             ("strategy", text),
             ("chosen_id", text),
             ("rejected_id", text),
+            ("chosen_finish", text),
+            ("rejected_finish", text),
             ("evidence", pa.list_(text)),
         ],
         "rejects": [("id", text), ("stage", text), ("reason", text), ("attempts", pa.int32()), ("row", text)],

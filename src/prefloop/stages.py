@@ -7,19 +7,23 @@ skipping must not load torch.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from prefloop.backends.base import Backend, GenerateRequest, Generation, Refusal, Sampling, freeze
+from prefloop.backends.base import Backend, GenerateRequest, Generation, Refusal, Sampling, Usage, freeze
 from prefloop.config import ModelSection, PromptsSection, Recipe, SampleSection
 from prefloop.errors import PrefloopError, UsageError
 from prefloop.manifest import summarize
 from prefloop.records import CandidatesRow, Completion, PromptRow, RejectRow, canonical_json, completion_id
-from prefloop.store.rundir import StageDir
+from prefloop.store.cache import Cache
+from prefloop.store.stagedir import StageDir
 
 if TYPE_CHECKING:
     from prefloop.backends.cached import CachedBackend
+    from prefloop.backends.hf import HfBackend
     from prefloop.loop import Loop, Stage
     from prefloop.ui.progress import Progress
 
@@ -35,7 +39,14 @@ class Bench:
 
     def __init__(self, loop: Loop, progress: Progress) -> None:
         self.loop, self.progress = loop, progress
+        self.on_batch: Callable[[int], None] = lambda done: None
         self._backends: dict[str, CachedBackend] = {}
+
+    @property
+    def cache(self) -> Cache:
+        """The project's cache; only planning does without one."""
+        assert self.loop.cache is not None
+        return self.loop.cache
 
     @property
     def recipe(self) -> Recipe:
@@ -49,13 +60,47 @@ class Bench:
         key = section.model_dump_json()
         held = self._backends.pop(key, None)
         if held is None:
+            self.quiet()
             while len(self._backends) >= self.MODELS_HELD:
                 self._backends.pop(next(iter(self._backends))).close()
-            inner = HfBackend.load(section, memo=self.loop.cache)
-            held = CachedBackend(inner, self.loop.cache, on_batch=self.progress.advance)
-            self.loop.run.event("model_loaded", path=section.path, identity=inner.identity, device=str(inner.device))
+            inner = HfBackend.load(section, memo=self.cache)
+            held = CachedBackend(inner, self.cache, on_batch=lambda done: self.on_batch(done))
+            self._note_device(section.path, inner)
         self._backends[key] = held
         return held
+
+    def quiet(self) -> None:
+        """Keep transformers' own bars and its remarks on its own code out of the display."""
+        import warnings
+
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+
+    def _note_device(self, path: str, backend: HfBackend) -> None:
+        """Into the manifest: on what the model ran, which rounding depends on."""
+        import torch
+
+        name = (
+            f"cpu, {torch.get_num_threads()} threads"
+            if backend.device.type == "cpu"
+            else torch.cuda.get_device_name(backend.device)
+            if backend.device.type == "cuda"
+            else str(backend.device)
+        )
+        manifest = self.loop.run.read_manifest() or {}
+        manifest["devices"][path] = name
+        self.loop.run.write_manifest(manifest)
+        self.loop.run.event("model_loaded", path=path, device=name, identity=backend.identity)
+
+    def note_usage(self, stage: Stage) -> None:
+        """One event per model: what the stage asked it and how much of that was cached."""
+        for section, backend in self._backends.items():
+            if backend.usage.asked:
+                path = ModelSection.model_validate_json(section).path
+                self.loop.run.event("usage", stage=stage.name, model=path, **asdict(backend.usage))
+            backend.usage = Usage()
 
     def release(self) -> None:
         """Drop all models: training needs the memory."""
@@ -88,10 +133,10 @@ def run_heldout(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) 
     given = bench.recipe.evaluate.prompts
     if given is None:
         # Bad rows of the one file were counted when the training prompts were read.
-        rows, rejects = _split(bench, _read(bench, bench.recipe.prompts)[0], held_out=True), []
+        rows, rejects = _split(bench, _read(bench, bench.recipe.prompts)[0], held_out=True), list[RejectRow]()
     else:
         rows, rejects = _read(bench, given)
-    seen = set(overlap(bench.loop.folder("prompts").rows(), rows))
+    seen = set(overlap(_rows(bench, "prompts"), rows))
     leaked = [r for r in rows if r["id"] in seen]
     if leaked and given is not None:
         raise UsageError(
@@ -135,20 +180,21 @@ def run_sample(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -
     """n answers to every prompt of the round, by the round's policy."""
     from prefloop.pairs.splits import round_chunk
 
-    prompts = list(bench.loop.folder("prompts").rows())
-    chunk = round_chunk([p["id"] for p in prompts], bench.recipe.rounds, stage.round - 1)
+    prompts = list(_rows(bench, "prompts"))
+    chunk = round_chunk([p["id"] for p in prompts], bench.recipe.rounds, stage.round)
     rows = [p for p in prompts if p["id"] in chunk]
     section = bench.recipe.sample
     backend = bench.backend(bench.loop.policy(stage.round))
     bench.progress.total(len(rows) * section.n, "answers")
     done = folder.begin(fingerprint)
     for index, part in enumerate(_parts(rows)):
-        if index in done:
-            bench.progress.advance(len(part) * section.n)
-            continue
-        kept, rejects, counts = _sample(backend, part, section, bench.recipe.seed, stage)
-        folder.write_part(index, kept, "candidates", rejects=rejects, counts=counts)
-        bench.progress.update(cached=backend.usage.cached, rejected=len(rejects))
+        before = index * PART_ROWS * section.n
+        bench.on_batch = lambda asked, before=before: bench.progress.at(before + asked)  # type: ignore[misc]
+        if index not in done:
+            kept, rejects, counts = _sample(backend, part, section, bench.recipe.seed, stage)
+            folder.write_part(index, kept, "candidates", rejects=rejects, counts=counts)
+            bench.progress.update(cached=backend.usage.cached)
+        bench.on_batch(len(part) * section.n)
     folder.finish(fingerprint, rows_in=len(rows))
 
 
@@ -204,15 +250,16 @@ def run_rate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> 
     backends: dict[str, Backend] = {name: bench.backend(m or bench.recipe.model) for name, m in needs.items()}
     bench.progress.total(source.count(), "rows")
     done = folder.begin(fingerprint)
-    for index, part in enumerate(_parts(source.rows())):
+    for index, part in enumerate(_parts(_rows(bench, bench.loop.previous(stage)))):
         if index not in done:
+            bench.on_batch = lambda asked: bench.progress.update(calls=asked)
             rated = rate(signal, part, backends)
             folder.write_part(
-                index, rated.scored, "scored", tables={"calls": ("calls", rated.calls)}, counts=rated.counts
+                index, rated.rows, "scored", tables={"calls": ("calls", rated.calls)}, counts=rated.counts
             )
         bench.progress.advance(len(part))
     # The scores stay on disk also when they cannot be used: a person will want to look at them.
-    check(bench.recipe.rate, folder.part_counts())
+    check(bench.recipe.rate, folder.counts())
     folder.finish(fingerprint, rows_in=source.count())
 
 
@@ -220,10 +267,11 @@ def run_pair(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> 
     """Pairs from scored answers."""
     from prefloop.pairs.build import build_pairs
 
-    source = bench.loop.folder(bench.loop.previous(stage))
-    built = build_pairs(source.rows(), bench.recipe.pair, bench.recipe.seed, source=bench.recipe.rate.type)
+    built = build_pairs(
+        _rows(bench, bench.loop.previous(stage)), bench.recipe.pair, bench.recipe.seed, source=bench.recipe.rate.type
+    )
     if not built.pairs:
-        reasons = ", ".join(f"{reason} ({n})" for reason, n in built.counts["rejected"].items())
+        reasons = ", ".join(f"{reason} ({n})" for reason, n in Counter(r["reason"] for r in built.rejects).items())
         raise PrefloopError(
             "no preference pair came out of the scored answers",
             where=str(folder.path),
@@ -241,8 +289,9 @@ def run_train(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) ->
     from prefloop.pairs.splits import holdout
     from prefloop.train.run import train
 
+    bench.quiet()
     bench.release()
-    pairs = list(bench.loop.folder(bench.loop.previous(stage)).rows())
+    pairs = list(_rows(bench, bench.loop.previous(stage)))
     section = bench.recipe.train
     held = holdout(sorted({p["prompt_id"] for p in pairs}), section.validation_share)
     folder.begin(fingerprint)
@@ -262,7 +311,7 @@ def run_train(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) ->
         section,
         seed=bench.recipe.seed,
         out=folder.path,
-        cache=bench.loop.cache,
+        cache=bench.cache,
         on_log=on_log,
         on_step=on_step,
     )
@@ -273,6 +322,7 @@ def run_merge(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) ->
     """A plain model folder of the trained policy."""
     from prefloop.train.run import merge
 
+    bench.quiet()
     bench.release()
     folder.begin(fingerprint)
     out = bench.loop.model_folder(stage)
@@ -291,7 +341,7 @@ def run_evaluate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str)
     from prefloop.loop import evaluation_sample, evaluation_signal
     from prefloop.signals.build import build, check
 
-    prompts: list[Any] = list(bench.loop.folder("heldout").rows())
+    prompts: list[Any] = list(_rows(bench, "heldout"))
     sample = evaluation_sample(bench.recipe)
     signal_section = evaluation_signal(bench.recipe)
     signal, needs = build(signal_section)
@@ -299,13 +349,17 @@ def run_evaluate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str)
     bench.progress.total(2 * len(prompts) * sample.n, "answers")
     answers: list[list[CandidatesRow]] = []
     rejects: dict[str, RejectRow] = {}
-    for model in (bench.recipe.model, bench.loop.policy(stage.round + 1)):
-        kept: list[CandidatesRow] = []
-        for part in _parts(prompts):
-            rows, refused, _ = _sample(bench.backend(model), part, sample, bench.recipe.seed, stage)
-            kept += rows
-            rejects |= {r["id"]: r for r in refused}
+    for before, model in zip((0, len(prompts) * sample.n), (bench.recipe.model, bench.loop.policy(stage.round + 1))):
+        bench.on_batch = lambda asked, before=before: bench.progress.at(before + asked)  # type: ignore[misc]
+        kept, refused, _ = _sample(bench.backend(model), prompts, sample, bench.recipe.seed, stage)
         answers.append(kept)
+        rejects |= {r["id"]: r for r in refused}
+    bench.on_batch = lambda asked: None
+
+    def compared(done: int, total: int) -> None:
+        bench.progress.total(total, "comparisons")
+        bench.progress.at(done)
+
     # A prompt that one of the two could not take is compared for neither.
     base, aligned = ([r for r in rows if r["id"] not in rejects] for rows in answers)
     backends: dict[str, Backend] = {name: bench.backend(m or bench.recipe.model) for name, m in needs.items()}
@@ -316,7 +370,7 @@ def run_evaluate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str)
         signal,
         backends,
         seed=bench.recipe.seed,
-        on_progress=bench.progress.count,
+        on_progress=compared,
     )
     check(signal_section, evaluated.comparison.counts)
     rows_out = evaluated.comparison.rows
@@ -336,7 +390,12 @@ def run_report(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -
 
     folder.begin(fingerprint)
     bench.loop.run.write_summary(summarize(bench.loop))
-    folder.finish_files(fingerprint, [build_report(bench.loop.run.path)])
+    folder.finish_files(fingerprint, build_report(bench.loop.run.path))
+
+
+def _rows(bench: Bench, stage: str) -> Iterator[Any]:
+    """The rows that a stage kept. Any: Parquet knows no TypedDict; `arrow_schema` is what they were held to."""
+    return bench.loop.folder(stage).rows()
 
 
 def _parts(rows: Iterable[T]) -> Iterator[list[T]]:

@@ -69,7 +69,9 @@ def test_checkpointed_equals_whole_logits_for_any_head():
     theirs = whole(hidden, weight + extra, targets, offset, scale=0.5, softcap=2.0)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-6)
     for one, other in zip(
-        torch.autograd.grad(ours.sum(), (hidden, extra)), torch.autograd.grad(theirs.sum(), (hidden, extra)), strict=True
+        torch.autograd.grad(ours.sum(), (hidden, extra)),
+        torch.autograd.grad(theirs.sum(), (hidden, extra)),
+        strict=True,
     ):
         torch.testing.assert_close(one, other, rtol=0, atol=3e-6)
 
@@ -129,5 +131,9 @@ def test_never_holds_all_logits(monkeypatch):
 
 
 def test_chunk_size_holds_the_byte_limit():
-    assert chunked.chunk_size(151_936) * 151_936 * 4 <= chunked.CHUNK_BYTES < (chunked.chunk_size(151_936) + 1) * 151_936 * 4
+    assert (
+        chunked.chunk_size(151_936) * 151_936 * 4
+        <= chunked.CHUNK_BYTES
+        < (chunked.chunk_size(151_936) + 1) * 151_936 * 4
+    )
     assert chunked.chunk_size(10**12) == 1

@@ -41,7 +41,9 @@ def test_every_scored_token_stands_behind_its_own_prefix(build, rows):
     expected = [(p, c) for p, completions in rows for c in completions]
     assert layout.responses == len(expected)
     found = {r: [] for r in range(layout.responses)}
-    for source, target, response in zip(layout.source_N.tolist(), layout.targets_N.tolist(), layout.response_N.tolist()):
+    for source, target, response in zip(
+        layout.source_N.tolist(), layout.targets_N.tolist(), layout.response_N.tolist()
+    ):
         prompt, completion = expected[response]
         read = layout.input_ids_BT[source // width, : source % width + 1].tolist()
         assert layout.attention_mask_BT[source // width, : source % width + 1].all()

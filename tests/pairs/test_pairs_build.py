@@ -81,6 +81,15 @@ def test_best_random_takes_the_best_and_any_lower_one():
     assert drawn == {("five", other) for other in ("four", "three", "three too", "one")}
 
 
+def test_a_random_draw_depends_on_its_prompt_and_the_seed_alone():
+    rows = [FIVE | {"id": f"p{i}"} for i in range(40)]
+    whole = texts(build(*rows, strategy="best_random").pairs)
+    assert texts(build(*rows[::-1], strategy="best_random").pairs) == whole[::-1]
+    assert [texts(build(row, strategy="best_random").pairs)[0] for row in rows] == whole
+    assert len(set(whole)) == 4
+    assert texts(build(*rows, strategy="best_random", seed=1).pairs) != whole
+
+
 def test_a_pair_says_all_about_itself():
     (pair,), _, counts = build(FIVE)
     assert pair["prompt"] == FIVE["prompt"]
@@ -100,14 +109,14 @@ def test_a_pair_says_all_about_itself():
         (scored("r"), {}, "fewer_than_two_answers"),
         (scored("r", ("a", 1.0)), {}, "fewer_than_two_answers"),
         (scored("r", ("a", 1.0), ("b", None)), {}, "null_score"),
-        (scored("r", ("a", 1.0), ("b", 2.0, "length")), {}, "truncated"),
+        (scored("r", ("a", 1.0), ("b", 2.0, "length")), {"drop_truncated": True}, "truncated"),
         (scored("r", ("a", 1.0), (" a\n", 2.0)), {}, "duplicate"),
         (scored("r", ("a", 1.0), ("b", 1.0)), {}, "equal_scores"),
         (scored("r", ("a", 1.0), ("b", 1.4)), {"min_gap": 0.5}, "min_gap"),
         (scored("r", ("a", 1.0), ("bbb", 2.0)), {"max_length_ratio": 2.0}, "length_ratio"),
         (scored("r", ("", 1.0), ("b", 2.0)), {"max_length_ratio": 2.0}, "length_ratio"),
         # Several things went wrong: the check that left fewer than two, and the last filter reached, give the reason.
-        (scored("r", ("a", 1.0), ("b", None), ("c", 2.0, "length")), {}, "truncated"),
+        (scored("r", ("a", 1.0), ("b", None), ("c", 2.0, "length")), {"drop_truncated": True}, "truncated"),
         (
             scored("r", ("a", 1.0), ("b", 1.0), ("c", 1.2), ("dddd", 2.0)),
             {"strategy": "all_pairs", "min_gap": 0.5, "max_length_ratio": 2.0},
@@ -130,7 +139,10 @@ def test_bounds_are_inclusive():
 
 def test_truncated_answers_stay_when_they_may():
     row = scored("r", ("a", 1.0), ("b", 2.0, "length"))
-    assert texts(build(row, drop_truncated=False).pairs) == [("b", "a")]
+    (pair,) = build(row, drop_truncated=False).pairs
+    assert texts([pair]) == [("b", "a")]
+    # Training leaves out the end of turn of an answer that did not reach it.
+    assert (pair["chosen_finish"], pair["rejected_finish"]) == ("length", "stop")
 
 
 def test_of_duplicates_the_first_usable_stays():

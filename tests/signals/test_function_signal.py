@@ -8,7 +8,7 @@ import pytest
 
 from prefloop.errors import UsageError
 from prefloop.signals.driver import rate
-from prefloop.signals.function import FunctionSignal, load, module_file
+from prefloop.signals.function import FunctionSignal, identity, load, module_file
 
 MODULE = """
 import numpy as np
@@ -99,3 +99,13 @@ def test_the_file_is_found_without_importing_it(here):
     assert module_file("my_absent") is None
     assert module_file("my_absent.inner") is None
     assert module_file("sys") is None
+
+
+def test_the_identity_follows_the_file_without_importing_it(here):
+    before = identity("my_rules:length")
+    assert FunctionSignal("my_rules:length").identity == before
+    sys.modules.pop("my_rules")
+    (here / "my_rules.py").write_text(MODULE + "# changed\n")
+    assert identity("my_rules:length") != before
+    assert "my_rules" not in sys.modules
+    assert identity("my_absent:f")["source_sha"] is None

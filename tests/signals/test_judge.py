@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from prefloop.backends.base import Backend, Choice, Refusal
 from prefloop.config import FunctionSignalSection, JudgeSignalSection
 from prefloop.errors import PrefloopError
-from prefloop.signals.build import build, check
+from prefloop.signals.build import build, check, identity
 from prefloop.signals.driver import rate
 from prefloop.signals.judge import JudgeSignal, rates
 
@@ -99,9 +99,10 @@ def test_a_score_is_the_mean_win_probability_against_the_others():
 @given(st.floats(0.01, 0.99))
 @settings(max_examples=200)
 def test_a_judge_that_prefers_a_seat_sees_a_tie(bias):
-    scores, counts, _ = judged("pairwise", ["x", "y", "z"], lambda a, b: [bias, 1 - bias])
-    # Exactly: float noise here would become preference pairs.
+    scores, counts, _ = judged("pairwise", ["x", "yy", "zzz"], lambda a, b: [bias, 1 - bias])
+    # Exactly: float noise here would become preference pairs, and wins of the longer answer.
     assert scores == [0.5, 0.5, 0.5]
+    assert "longer_wins" not in rates(counts)
     if abs(bias - 0.5) > 1e-6:
         assert rates(counts)["first_seat"] == (1.0 if bias > 0.5 else 0.0)
         assert rates(counts)["consistency"] == 0
@@ -178,3 +179,12 @@ def test_build_names_models_and_templates():
     assert needs == {"judge": None}
     _, needs = build(FunctionSignalSection(type="function", callable="operator:add"))
     assert needs == {}
+
+
+def test_the_identity_is_what_changes_a_score():
+    base = JudgeSignalSection(type="judge")
+    changes = {"mode": "pairwise", "template": "sandbox", "min_label_mass": 0.5}
+    assert identity(base) == build(base)[0].identity
+    for field, value in changes.items():
+        assert identity(base.model_copy(update={field: value})) != identity(base), field
+    assert identity(base.model_copy(update={"max_null_share": 0.5})) == identity(base)

@@ -131,6 +131,35 @@ def test_begin_removes_everything_of_another_fingerprint(stage):
     assert not stage.has_work("g")
 
 
+@pytest.mark.parametrize("removals", range(5))
+@pytest.mark.parametrize("finished", [False, True])
+def test_clearing_that_was_interrupted_leaves_nothing_to_believe(stage, monkeypatch, removals, finished):
+    stage.begin("f")
+    for index in range(2):
+        stage.write_part(index, [prompt(index)], "prompts", tables={"calls": ("calls", [call(index)])})
+    if finished:
+        stage.finish("f", 2)
+    remove, left = atomic.remove, removals
+
+    def stop(path):
+        nonlocal left
+        if not left:
+            raise KeyboardInterrupt
+        left -= 1
+        remove(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic, "remove", stop)
+        if removals < 4 + finished:
+            with pytest.raises(KeyboardInterrupt):
+                stage.begin("g")
+        else:
+            stage.begin("g")
+    assert not stage.is_done("f")
+    assert stage.begin("f") == set()
+    assert os.listdir(stage.path) == ["_STARTED.json"]
+
+
 @pytest.mark.parametrize("fingerprint", ["f", "g"])
 def test_begin_starts_a_finished_stage_over(stage, fingerprint):
     stage.begin("f")

@@ -6,6 +6,9 @@ import random
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file
+
 from prefloop.config import LoraSection, ModelSection, TrainSection
 from prefloop.records import PreferenceRow, content_id, prompt_id
 from prefloop.store.cache import Cache
@@ -39,6 +42,8 @@ def make_rows(n: int, *, seed: int = 0, weights: bool = False, margins: bool = F
                 "strategy": "best_worst",
                 "chosen_id": f"c{i}",
                 "rejected_id": f"r{i}",
+                "chosen_finish": "stop",
+                "rejected_finish": "stop",
                 "evidence": [],
             }
         )
@@ -51,7 +56,7 @@ def run(
     rows: list[PreferenceRow] | None = None,
     *,
     validation: list[PreferenceRow] | None = None,
-    lora: bool = True,
+    lora: bool | LoraSection | None = True,
     seed: int = 7,
     dtype: str = "float32",
     records: list[dict[str, Any]] | None = None,
@@ -60,7 +65,7 @@ def run(
     """Train on the CPU below `folder` with small settings; anything of TrainSection may be given."""
     folder.mkdir(parents=True, exist_ok=True)
     values: dict[str, Any] = {
-        "lora": LoraSection(r=4, alpha=8) if lora else None,
+        "lora": LoraSection(r=4, alpha=8, dropout=0.1) if lora is True else lora or None,
         "batch_size": 4,
         "micro_batch_size": 2,
         "learning_rate": 1e-3,
@@ -77,3 +82,18 @@ def run(
             cache=cache,
             on_log=(lambda record: None) if records is None else records.append,
         )
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The trained tensors of a training's folder: the adapter's, or all."""
+    (file,) = folder.glob("*/*.safetensors")
+    return load_file(file)
+
+
+# 12 steps of 4 pairs (the last of an epoch has 2) in 3 epochs, a checkpoint every fourth; what is random takes part.
+RESUME: dict[str, Any] = {
+    "rows": make_rows(14, weights=True, margins=True),
+    "validation": make_rows(3, seed=1),
+    "epochs": 3,
+    "save_steps": 4,
+}

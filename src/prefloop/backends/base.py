@@ -165,10 +165,12 @@ class Backend(ABC):
     """A model that answers requests.
 
     `identity` holds everything about the model that changes an answer (weights digest or revision, template,
-    precision) and nothing that does not (device, batch size, URL).
+    precision) and nothing that does not (device, batch size, URL). `name` is what people call the model; it is shown
+    and stored beside cached answers, and is part of no key.
     """
 
     identity: dict[str, Any]
+    name: str
 
     @abstractmethod
     def plan(self, requests: Sequence[Request]) -> list[list[int]]:

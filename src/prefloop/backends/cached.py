@@ -45,7 +45,7 @@ class CachedBackend(Backend):
 
     def __init__(self, inner: Backend, cache: Cache | None, on_batch: Callable[[int], None] | None = None) -> None:
         self.inner, self.cache, self.on_batch = inner, cache, on_batch
-        self.identity = inner.identity
+        self.identity, self.name = inner.identity, inner.name
         self.usage = Usage()
 
     def key(self, request: Request) -> str:
@@ -71,7 +71,7 @@ class CachedBackend(Backend):
             # A refusal is never stored: it may be gone with the next version, and it is cheap to find again.
             store = {key: asdict(result) for key, result in computed.items() if not isinstance(result, Refusal)}
             if store:
-                self.cache.put_many(requests[0].verb, store, str(self.identity.get("weights", self.identity)))
+                self.cache.put_many(requests[0].verb, store, model=self.name)
         self._count(requests, keys, results, computed)
         results.update(computed)
         return [results[key] for key in keys]

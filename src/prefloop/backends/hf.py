@@ -47,13 +47,14 @@ class HfBackend(Backend):
         tokenizer: with its chat template set (`engine.tokens.load_tokenizer`).
         weights: what identifies the weights (`store.fingerprint.model_digest`); part of the cache key, so two models
             that differ in anything must differ in it.
+        name: what people call the model.
         batch_size: sequences in one forward pass; changes no answer beyond rounding.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, *, weights: str, batch_size: int = 64) -> None:
+    def __init__(self, model: Any, tokenizer: Any, *, weights: str, name: str = "model", batch_size: int = 64) -> None:
         self.model: Any = attach_scorer(model)
         self.tokenizer = tokenizer
-        self.batch_size = batch_size
+        self.name, self.batch_size = name, batch_size
         config = model.config.get_text_config()
         # None for models whose positions have no table and no trained range, such as ALiBi.
         self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
@@ -81,7 +82,7 @@ class HfBackend(Backend):
         model = load_model(section)
         # After loading: a hub branch is resolved to its commit by then.
         weights = fingerprint.model_digest(resolve_model_path(section.path), section.revision, memo)
-        return cls(model, tokenizer, weights=weights, batch_size=section.batch_size)
+        return cls(model, tokenizer, weights=weights, name=section.path, batch_size=section.batch_size)
 
     def plan(self, requests: Sequence[Request]) -> list[list[int]]:
         """Batches of one verb and one way of sampling, the longest first: what does not fit in memory fails early."""
@@ -216,7 +217,7 @@ class HfBackend(Backend):
             return []
         layout = build(rows, self._pad_id)
         with torch.no_grad():
-            logps_N = token_logprobs(self.model, layout.to(self._device)).float().cpu()
+            logps_N = token_logprobs(self.model, layout.to(self.device)).float().cpu()
         lengths: list[int] = response_lengths(layout).tolist()
         return [part.tolist() for part in torch.split(logps_N, lengths)]
 
@@ -249,7 +250,7 @@ class HfBackend(Backend):
         return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     @property
-    def _device(self) -> torch.device:
+    def device(self) -> torch.device:
         device: torch.device = next(self.model.parameters()).device
         return device
 

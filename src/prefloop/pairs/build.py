@@ -108,6 +108,8 @@ def _preference(row: ScoredRow, pair: Pair, strategy: str, source: str) -> Prefe
         "strategy": strategy,
         "chosen_id": chosen.completion["id"],
         "rejected_id": rejected.completion["id"],
+        "chosen_finish": chosen.completion["finish_reason"],
+        "rejected_finish": rejected.completion["finish_reason"],
         "evidence": row["evidence"],
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from prefloop.errors import UsageError
 from prefloop.report.data import collect
 from prefloop.report.render import render
 from prefloop.store import atomic
@@ -21,7 +22,10 @@ def build_report(run_dir: Path) -> Path:
     Raises:
         UsageError: there is no run in this folder.
     """
-    page = render(collect(RunDir.peek(run_dir)))
+    run = RunDir.peek(run_dir)
+    if run.read_manifest() is None:
+        raise UsageError("there is no run here", where=str(run_dir), fix="give the --out folder of a run")
+    page = render(collect(run))
     target = Path(run_dir) / "report.html"
     with atomic.file(target) as stream:
         # A half character in a model's answer must not cost the report.

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-WIDTH, HEIGHT = 460, 210
-LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 26
+WIDTH, HEIGHT = 340, 176
+LEFT, RIGHT, TOP, BOTTOM = 40, 14, 8, 22
 MOST_POINTS = 400
 
 
@@ -115,13 +115,16 @@ def line_chart(lines: Sequence[Line], title: str, *, breaks: Sequence[float] = (
 
 
 def running_mean(values: Sequence[float]) -> list[float]:
-    """Exponential mean over about a twentieth of the values, corrected for its start; gaps stay gaps."""
-    keep = 1 - 1 / max(2.0, len(values) / 20)
-    mean, weight, smooth = 0.0, 0.0, []
-    for value in values:
-        if math.isfinite(value):
-            mean, weight = keep * mean + (1 - keep) * value, keep * weight + 1 - keep
-        smooth.append(mean / weight if math.isfinite(value) else math.nan)
+    """Mean of the values around each, about a twentieth of all on either side; gaps stay gaps.
+
+    Centred and shrinking towards the ends, so that it neither lags nor bends a straight line.
+    """
+    reach = max(1, len(values) // 20)
+    smooth = []
+    for i, value in enumerate(values):
+        span = min(reach, i, len(values) - 1 - i)
+        near = [v for v in values[i - span : i + span + 1] if math.isfinite(v)]
+        smooth.append(sum(near) / len(near) if math.isfinite(value) else math.nan)
     return smooth
 
 

@@ -20,6 +20,7 @@ CARD = {
     "null_rate": ("No verdict", "calls without a verdict, left out and counted", 0.0),
     "label_mass": ("Label mass", "mean probability of the labels together", 1.0),
 }
+ORDER = ("prompts", "sample", "rate", "pair", "train", "merge", "heldout", "evaluate")
 UNITS = {
     "prompts": "prompts",
     "heldout": "held-out prompts",
@@ -142,6 +143,9 @@ def _flow(
         if success is None and name in folders and (so_far := folders[name].count()):
             step |= {"state": "running", "count": so_far, "unit": UNITS.get(verb, "rows") + " so far"}
         rounds.setdefault(number, []).append(step | _counted(verb, success or {}))
+    for steps in rounds.values():
+        # Read early, so that no training prompt is among them; what they are for is the measurement.
+        steps.sort(key=lambda s: ORDER.index(s["name"]) if s["name"] in ORDER else len(ORDER))
     return [{"round": number, "steps": steps} for number, steps in sorted(rounds.items())]
 
 

@@ -38,7 +38,7 @@ def measures(evaluate: dict[str, Any]) -> list[dict[str, Any]]:
             if not isinstance(entry, dict) or "difference" not in entry:
                 continue
             change = entry["difference"]
-            before = entry.get("base", entry.get("plain"))
+            before = entry["base"] if "base" in entry else entry["plain"]
             reach = max(0.1, *(abs(change[k]) for k in ("value", "ci_low", "ci_high")))
             verdict = "up" if change["ci_low"] > 0 else "down" if change["ci_high"] < 0 else "same"
             found.append(

@@ -20,7 +20,7 @@ HAPPENED = 12  # warnings of the run itself that are listed
 def remarks(data: dict[str, Any], run: RunDir, recipe: dict[str, Any]) -> list[str]:
     """Sentences, the gravest first; none is good news."""
     found = []
-    if data["unfinished"]:
+    if data["unfinished"] and data["win"]:  # without a win rate the page begins with this
         found.append(f"The run is not finished: {', '.join(data['unfinished'])} to come.")
     win = data["win"]
     if win and win["n"] < FEW_PROMPTS:
@@ -85,7 +85,7 @@ def _of_flow(flow: list[dict[str, Any]]) -> list[str]:
 
 
 def _of_metrics(run: RunDir) -> list[str]:
-    found = []
+    found: list[str] = []
     first = last = None
     for record in run.metrics():
         loss, logps = record.get("loss"), record.get("logps/chosen")
@@ -96,7 +96,7 @@ def _of_metrics(run: RunDir) -> list[str]:
             last = logps
     if first is not None and last is not None and last < first - 10 and last < 1.5 * first:
         found.append(
-            f"The log-probability of chosen answers fell from {first:.0f} to {last:.0f}: the loss drops also when both "
-            "answers become unlikely. Fewer steps, a lower learning rate or a higher beta keep it up."
+            f"The log-probability of chosen answers fell from {first:.0f} to {last:.0f}: the loss drops also when "
+            "both answers become unlikely. Fewer steps, a lower learning rate or a higher beta keep it up."
         )
     return found

@@ -81,11 +81,16 @@ def main() -> None:
     tokenizer = build_tokenizer(options.seed)
     model = new_model(tokenizer, options.seed)
     stages = [
-        Stage("first", options.minutes * 0.04, batches(tokenizer, options.seed, FIRST, 2048)),
-        Stage("reading", options.minutes * 0.16, batches(tokenizer, options.seed, READING, 4096)),
-        Stage("main", options.minutes * 0.8, batches(tokenizer, options.seed, MAIN, 4096)),
+        Stage("first", options.minutes * 0.05, batches(tokenizer, options.seed, FIRST, 2048)),
+        Stage("reading", options.minutes * 0.2, batches(tokenizer, options.seed, READING, 4096)),
+        Stage("main", options.minutes * 0.75, batches(tokenizer, options.seed, MAIN, 4096)),
     ]
-    train(model, stages, log=lambda line: print(line, flush=True))
+
+    def report(line: str) -> None:
+        print(line, flush=True)
+        save(model, tokenizer, options.out)
+
+    train(model, stages, report)
     save(model, tokenizer, options.out)
     measured = measure(model, tokenizer)
     minutes = (time.monotonic() - started) / 60

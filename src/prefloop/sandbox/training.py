@@ -74,8 +74,8 @@ def loss_of(model: Any, batch: Batch) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(logits, batch.ids[:, 1:][batch.targets])
 
 
-def train(model: Any, stages: list[Stage], log: Callable[[str], None] = print) -> None:
-    """Train through the stages in order, cosine schedule over all of them together.
+def train(model: Any, stages: list[Stage], report: Callable[[str], None]) -> None:
+    """Train through the stages in order, cosine schedule over all of them together; `report` is told now and then.
 
     Muon for the weight matrices, AdamW for embeddings and norms: after four minutes Muon knew two fifths of the facts
     by heart where AdamW alone, at the same batches, was still at chance.
@@ -106,4 +106,4 @@ def train(model: Any, stages: list[Stage], log: Callable[[str], None] = print) -
                 optimizer.step()
             step += 1
             if step % 100 == 0:
-                log(f"{elapsed:6.0f} s  step {step}  {stage.name}  rate {rate:.2e}  loss {loss.item():.4f}")
+                report(f"{elapsed:6.0f} s  step {step}  {stage.name}  rate {rate:.2e}  loss {loss.item():.4f}")

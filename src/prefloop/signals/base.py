@@ -43,7 +43,7 @@ class Signal(Protocol):
         name: stands in every scored row and call; names the template or function too, so that records tell them apart.
         pairwise: True when a score is the mean win probability (0..1) against the row's other answers; with two
             answers that is the probability itself. False when a score says something of its answer alone.
-        identity: what it is, JSON-able, for the record (a judge's mode, labels and template hash, a function's name).
+        identity: everything about the signal, besides its models, that changes a score; JSON-able.
     """
 
     name: str

@@ -25,6 +25,12 @@ def _judge(section: JudgeSignalSection) -> tuple[Signal, Needs]:
 BUILDERS: dict[str, Callable[[Any], tuple[Signal, Needs]]] = {"function": _function, "judge": _judge}
 
 
+IDENTITIES: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "function": lambda section: function.identity(section.callable),
+    "judge": lambda section: _judge(section)[0].identity,
+}
+
+
 def build(section: SignalSection) -> tuple[Signal, Needs]:
     """The signal, and the models that its backends need, by backend name.
 
@@ -32,6 +38,17 @@ def build(section: SignalSection) -> tuple[Signal, Needs]:
         UsageError: the function or template that the section names is not there or faulty.
     """
     return BUILDERS[section.type](section)
+
+
+def identity(section: SignalSection) -> dict[str, Any]:
+    """Everything about a signal, besides its models, that changes a score; for the fingerprint of a stage.
+
+    Loads no model and imports no user code: a function is known by the digest of its file.
+
+    Raises:
+        UsageError: a judge's template is not there or faulty.
+    """
+    return IDENTITIES[section.type](section)
 
 
 def check(section: SignalSection, counts: Mapping[str, float]) -> None:

@@ -16,6 +16,7 @@ from prefloop.backends.base import Result
 from prefloop.errors import UsageError
 from prefloop.records import CandidatesRow, Message
 from prefloop.signals.base import Call, Rating
+from prefloop.store.fingerprint import file_digest
 
 Scorer = Callable[[list[Message], str], Any]
 
@@ -59,10 +60,7 @@ def load(path: str) -> Scorer:
 
 
 def module_file(module: str) -> Path | None:
-    """The source file of a module, found without importing it; None when there is no such module or file.
-
-    A changed function is a changed signal: the file's content goes into the fingerprint of what was rated with it.
-    """
+    """The source file of a module, found without importing it; None when there is no such module or file."""
     _make_here_importable()
     try:
         spec = importlib.util.find_spec(module)
@@ -71,6 +69,16 @@ def module_file(module: str) -> Path | None:
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         return None
     return Path(spec.origin)
+
+
+def identity(path: str) -> dict[str, Any]:
+    """A function by its name and the digest of its module's file, without importing it.
+
+    A changed function is a changed signal: this goes into the fingerprint of what was rated with it. Modules that the
+    file imports are not looked into.
+    """
+    file = module_file(path.partition(":")[0])
+    return {"type": "function", "callable": path, "source_sha": None if file is None else file_digest(file)}
 
 
 def number(value: Any, path: str) -> float | None:
@@ -97,7 +105,7 @@ class FunctionSignal:
         self.path = path
         self.function = load(path)
         self.name = f"function-{path}"
-        self.identity: dict[str, Any] = {"type": "function", "callable": path}
+        self.identity: dict[str, Any] = identity(path)
 
     def rate(self, row: CandidatesRow) -> Generator[list[Call], list[Result], Rating]:
         """Score every completion by the function; asks no backend."""

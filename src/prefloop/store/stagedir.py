@@ -149,6 +149,13 @@ class StageDir:
         atomic.write_parquet(main, table.replace_schema_metadata({_METADATA: json.dumps(metadata)}))
         self._clock = now
 
+    def counts(self) -> dict[str, float]:
+        """The parts' counts so far, added up."""
+        total: Counter[str] = Counter()
+        for part in self._tables("part"):
+            total.update(_read_metadata(part)[1]["counts"])
+        return dict(sorted(total.items()))
+
     def finish(self, fingerprint: str, rows_in: int, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Reconcile, merge the rejects and mark the stage as done.
 

@@ -6,6 +6,7 @@ Shape letters: n pairs in a batch.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
@@ -16,6 +17,7 @@ from torch.utils.data import Sampler
 
 from prefloop.engine.layout import Layout, concatenated
 from prefloop.engine.tokens import PromptError, encode_completion, encode_prompt
+from prefloop.errors import UsageError
 from prefloop.records import PreferenceRow, RejectRow, canonical_json
 
 STAGE = "train"
@@ -68,6 +70,9 @@ def encode_pairs(
 
     Returns:
         (pairs in the order of the rows, rejects): together as many as rows.
+
+    Raises:
+        UsageError: a weight or margin is not finite.
     """
     pairs: list[Pair] = []
     rejects: list[RejectRow] = []
@@ -96,18 +101,27 @@ def _encode(row: PreferenceRow, tokenizer: Any, end_of_turn: int) -> Pair | str:
         prompt_ids = encode_prompt(tokenizer, row["prompt"])
     except PromptError as error:
         return error.what
+    # An end of turn behind an answer that was cut off would teach to stop in mid-sentence.
     chosen_ids, rejected_ids = (
-        tuple(encode_completion(tokenizer, answer[0]["content"], end_of_turn))
-        for answer in (row["chosen"], row["rejected"])
+        tuple(encode_completion(tokenizer, answer[0]["content"], None if finish == "length" else end_of_turn))
+        for answer, finish in ((row["chosen"], row["chosen_finish"]), (row["rejected"], row["rejected_finish"]))
     )
     return Pair(
         id=row["id"],
         prompt_ids=tuple(prompt_ids),
         chosen_ids=chosen_ids,
         rejected_ids=rejected_ids,
-        weight=1.0 if row["weight"] is None else row["weight"],
-        margin=0.0 if row["margin"] is None else row["margin"],
+        weight=_number(row["weight"], 1.0, row["id"], "weight"),
+        margin=_number(row["margin"], 0.0, row["id"], "margin"),
     )
+
+
+def _number(value: float | None, missing: float, row: str, column: str) -> float:
+    if value is None:
+        return missing
+    if not math.isfinite(value):
+        raise UsageError(f"{value} is no {column}", where=f"row {row}", fix="give a number, or null for none")
+    return value
 
 
 class Collator:

@@ -1,0 +1,136 @@
+"""Whatever kills a run, the same command goes on and ends with the rows and weights of an undisturbed one."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import time
+
+import pytest
+import torch
+from tests.loop.conftest import make_project
+
+from prefloop.config import load_recipe
+from prefloop.loop import open_loop
+from prefloop.store import atomic
+from prefloop.ui.progress import Progress
+
+
+class Crash(BaseException):
+    """Stands for the process's death; no handler for errors may catch it."""
+
+
+def weights(project, out="out"):
+    return (project.root / out / "model" / "model.safetensors").read_bytes()
+
+
+def test_a_failure_at_every_write_point_changes_nothing(finished, tmp_path, monkeypatch, request):
+    """Fails at one write point after the other, starting again each time, until the run gets through."""
+    # Rounding depends on the number of threads, and the undisturbed run had one.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    request.addfinalizer(lambda: torch.set_num_threads(threads))
+    project = make_project(tmp_path / "project")
+    monkeypatch.chdir(project.root)
+    hit: list[tuple[int, str]] = []
+
+    def crash_point(name: str) -> None:
+        # One write point is one file at one stage of the run; it fails the first time it is met.
+        point = (len(list(project.run_dir.glob("stages/*/_SUCCESS.json"))), name)
+        if point not in hit:
+            hit.append(point)
+            raise Crash(name)
+
+    monkeypatch.setattr(atomic, "crash_point", crash_point)
+    recipe = load_recipe("recipe.yaml")
+    for _ in range(500):
+        try:
+            with open_loop(recipe, project.run_dir, tmp_path / "cache.db") as loop, Progress(quiet=True) as progress:
+                loop.execute(progress)
+            break
+        except Crash:
+            continue
+    else:
+        pytest.fail(f"no end after {hit[-5:]}")
+    names = {name for _, name in hit}
+    assert {"manifest.json:before", "part-00000.parquet:after", "_SUCCESS.json:before", "summary.json:after"} <= names
+    assert len(hit) > 40
+    assert project.contents() == finished.contents()
+    assert weights(project) == weights(finished)
+
+
+def kill_at(project, marks, out="out"):
+    """Start the run and SIGKILL it as soon as each of the files exists; then let it finish."""
+    for mark in marks:
+        process = subprocess.Popen(
+            project.command("run", "recipe.yaml", "--out", out),
+            cwd=project.root,
+            env=project.environment(),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        while not list((project.root / out).glob(mark)):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    project.run(out=out)
+
+
+def test_killed_twice_with_sigkill(finished, tmp_path):
+    project = make_project(tmp_path / "project")
+    kill_at(project, ["stages/03-sample/part-*.parquet", "stages/06-train/checkpoint-*"])
+    assert project.contents() == finished.contents()
+    assert weights(project) == weights(finished)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_by_hand_it_says_how_to_go_on(finished, tmp_path, how):
+    project = make_project(tmp_path / "project")
+    process = subprocess.Popen(
+        project.command("run", "recipe.yaml", "--out", "out"),
+        cwd=project.root,
+        env=project.environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (project.run_dir / "stages" / "06-train").exists():
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(how)
+    said = process.communicate()[1]
+    assert process.returncode == 1
+    assert "start the same command again" in said
+    assert "Traceback" not in said
+    project.run()
+    assert weights(project) == weights(finished)
+
+
+@pytest.mark.slow
+def test_killed_at_ten_random_moments(finished, tmp_path):
+    project = make_project(tmp_path / "project")
+    started = time.monotonic()
+    make_project(tmp_path / "timed").run()
+    whole = time.monotonic() - started
+    chance = random.Random(0)
+    killed = 0
+    for _ in range(10):
+        process = subprocess.Popen(
+            project.command("run", "recipe.yaml", "--out", "out"),
+            cwd=project.root,
+            env=project.environment(),
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            process.wait(timeout=chance.uniform(0.1, 0.9) * whole)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            killed += 1
+    assert killed >= 3
+    project.run()
+    assert project.contents() == finished.contents()
+    assert weights(project) == weights(finished)

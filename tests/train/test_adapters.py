@@ -1,0 +1,187 @@
+"""Merge: a plain folder that computes what the trained policy computed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from tiny_models import copy_tiny_model, tiny_model_folder
+from training_runs import make_rows, run
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from prefloop.config import LoraSection, MergeSection, ModelSection
+from prefloop.errors import UsageError
+from prefloop.train.run import merge
+
+ARCHITECTURES = ("llama", "qwen3", "mistral", "gemma3", "gpt_neox")
+IDS = torch.tensor([[5, 80, 81, 82, 100, 101, 7, 200, 201, 90, 91, 92]])
+
+
+def trained(folder: Path, model: Path, **settings: Any) -> Path:
+    run(folder, model, make_rows(8), epochs=2, warmup_ratio=0.0, learning_rate=5e-3, **settings)
+    return folder
+
+
+def section(model: Path, **settings: Any) -> ModelSection:
+    return ModelSection(path=str(model), device="cpu", **settings)
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(IDS).logits
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_merged_is_unmerged(arch: str, tmp_path: Path) -> None:
+    base = tiny_model_folder(arch, spread=2.0)
+    folder = trained(tmp_path / "t", base)
+    info = merge(section(base), folder, tmp_path / "merged", MergeSection())
+    unmerged = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder / "adapter")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert not isinstance(merged, PeftModel)
+    assert torch.allclose(logits(merged), logits(unmerged), atol=1e-5)
+    assert not torch.allclose(logits(merged), logits(AutoModelForCausalLM.from_pretrained(base)), atol=1e-3)
+    assert info == {"dtype": "float32", "parameters": sum(p.numel() for p in merged.parameters())}
+
+
+@pytest.mark.parametrize("arch", ["llama", "gemma3"])  # gemma3's head is tied to its embeddings
+def test_all_weights_go_the_same_way(arch: str, tmp_path: Path) -> None:
+    base = tiny_model_folder(arch)
+    folder = trained(tmp_path / "t", base, lora=False)
+    merge(section(base), folder, tmp_path / "merged", MergeSection())
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    saved = load_file(folder / "model" / "model.safetensors")
+    assert all(torch.equal(merged.state_dict()[name], value) for name, value in saved.items())
+    assert merged.config.tie_word_embeddings == (arch == "gemma3")
+    head = merged.get_output_embeddings().weight
+    assert (head.data_ptr() == merged.get_input_embeddings().weight.data_ptr()) == (arch == "gemma3")
+
+
+def test_the_folder_is_plain(tmp_path: Path) -> None:
+    """Loaded in a process in which peft cannot be imported, with tokenizer, template and generation settings."""
+    base = tiny_model_folder("llama")
+    merge(section(base), trained(tmp_path / "t", base), tmp_path / "merged", MergeSection())
+    names = {p.name for p in (tmp_path / "merged").iterdir()}
+    assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= names
+    assert not [n for n in names if "adapter" in n or n.endswith((".bin", ".pt"))]
+    code = (
+        "import sys; sys.modules['peft'] = None\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        f"t = AutoTokenizer.from_pretrained({str(tmp_path / 'merged')!r})\n"
+        f"AutoModelForCausalLM.from_pretrained({str(tmp_path / 'merged')!r})\n"
+        "print(t.apply_chat_template([{'role': 'user', 'content': 'hello'}], tokenize=False))"
+    )
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    expected = AutoTokenizer.from_pretrained(base).apply_chat_template(
+        [{"role": "user", "content": "hello"}], tokenize=False
+    )
+    assert child.stdout.strip("\n") == expected.strip("\n")
+    ours, theirs = (json.loads((p / "generation_config.json").read_text()) for p in (tmp_path / "merged", base))
+    assert {k: v for k, v in ours.items() if k != "transformers_version"} == {
+        k: v for k, v in theirs.items() if k != "transformers_version"
+    }
+
+
+def test_a_base_model_gets_the_template_it_was_trained_with(tmp_path: Path) -> None:
+    base = tiny_model_folder("gpt_neox")
+    merge(section(base), trained(tmp_path / "t", base), tmp_path / "merged", MergeSection())
+    template = AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template
+    assert template is not None
+    assert "Assistant" in template
+
+
+@pytest.mark.parametrize(
+    ("trained_in", "asked", "expected"), [("bfloat16", "auto", "bfloat16"), ("float32", "float16", "float16")]
+)
+def test_dtype(trained_in: str, asked: str, expected: str, tmp_path: Path) -> None:
+    base = tiny_model_folder("llama", spread=2.0)
+    folder = trained(tmp_path / "t", base, dtype=trained_in)
+    info = merge(section(base, dtype=trained_in), folder, tmp_path / "merged", MergeSection(dtype=asked))  # type: ignore[arg-type]
+    assert info["dtype"] == expected
+    assert {str(w.dtype) for w in load_file(tmp_path / "merged" / "model.safetensors").values()} == {f"torch.{expected}"}
+    assert json.loads((tmp_path / "merged" / "config.json").read_text())["dtype"] == expected
+    # One rounding of the float32 sum, not a sum of rounded parts.
+    exact = tmp_path / "exact"
+    merge(section(base), folder, exact, MergeSection(dtype="float32"))
+    rounded = load_file(tmp_path / "merged" / "model.safetensors")
+    for name, value in load_file(exact / "model.safetensors").items():
+        assert torch.equal(rounded[name], value.to(getattr(torch, expected)))
+
+
+def test_shards_and_a_folder_in_the_way(tmp_path: Path) -> None:
+    base = tiny_model_folder("llama")
+    folder = trained(tmp_path / "t", base)
+    (tmp_path / "merged").mkdir()
+    (tmp_path / "merged" / "old.bin").write_bytes(b"old")
+    merge(section(base), folder, tmp_path / "merged", MergeSection(max_shard_size="60KB"))
+    assert len(list((tmp_path / "merged").glob("*.safetensors"))) > 1
+    assert not (tmp_path / "merged" / "old.bin").exists()
+    AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+
+
+def test_a_foreign_adapter_merges_too(tmp_path: Path) -> None:
+    base = tiny_model_folder("llama")
+    folder = trained(tmp_path / "t", base)
+    for place, out in ((folder, "a"), (folder / "adapter", "b")):
+        merge(section(base), place, tmp_path / out, MergeSection())
+    assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
+
+
+def test_sampling_settings_without_sampling_are_kept(tmp_path: Path) -> None:
+    """As some checkpoints on the hub have them; transformers refuses to save such settings once they are changed."""
+    base = copy_tiny_model(tmp_path / "m", "llama")
+    config = json.loads((base / "generation_config.json").read_text())
+    (base / "generation_config.json").write_text(json.dumps({**config, "do_sample": False, "temperature": 0.6}))
+    for lora in (True, False):
+        folder = trained(tmp_path / f"t{lora}", base, lora=lora)
+        merge(section(base), folder, tmp_path / f"merged{lora}", MergeSection())
+        kept = json.loads((tmp_path / f"merged{lora}" / "generation_config.json").read_text())
+        assert (kept["do_sample"], kept["temperature"]) == (False, 0.6)
+
+
+def test_refusals(tmp_path: Path) -> None:
+    base = tiny_model_folder("llama")
+    with pytest.raises(UsageError, match="neither an adapter nor trained weights"):
+        merge(section(base), tmp_path, tmp_path / "merged", MergeSection())
+    folder = trained(tmp_path / "t", base)
+    with pytest.raises(UsageError, match="does not fit the model"):
+        merge(section(tiny_model_folder("llama", width=64)), folder, tmp_path / "merged", MergeSection())
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_quantised_base_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = tiny_model_folder("llama")
+    folder = trained(tmp_path / "t", base)
+    from prefloop.train import adapters
+    from prefloop.train import run as module
+
+    def quantised(settings: ModelSection) -> Any:
+        model = AutoModelForCausalLM.from_pretrained(base)
+        model.config.quantization_config = {"quant_method": "bitsandbytes"}
+        return model
+
+    monkeypatch.setattr(adapters, "load_model", quantised)
+    with pytest.raises(UsageError, match="quantised"):
+        merge(section(base), folder, tmp_path / "merged", MergeSection())
+    monkeypatch.setattr(module, "load_model", quantised)
+    with pytest.raises(UsageError, match="quantised"):
+        run(tmp_path / "u", base)
+
+
+def test_lora_settings_reach_the_adapter(tmp_path: Path) -> None:
+    run(tmp_path / "t", tiny_model_folder("llama"), lora=LoraSection(r=3, alpha=5, target_modules=["q_proj", "v_proj"]))
+    config = json.loads((tmp_path / "t" / "adapter" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["target_modules"]) == (3, 5, ["q_proj", "v_proj"])
+    names = load_file(tmp_path / "t" / "adapter" / "adapter_model.safetensors")
+    assert len(names) == 2 * 2 * 2  # layers, modules, matrices
+    run(tmp_path / "all", tiny_model_folder("llama"), lora=LoraSection(r=2))
+    everything = load_file(tmp_path / "all" / "adapter" / "adapter_model.safetensors")
+    assert len(everything) == 2 * 7 * 2
+    assert not [n for n in everything if "lm_head" in n or "embed" in n]
