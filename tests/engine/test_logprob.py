@@ -148,6 +148,15 @@ def test_adapters(settings):
         torch.testing.assert_close(token_logprobs(peft, layout), base, rtol=0, atol=1e-5)
 
 
+def test_an_adapter_around_a_model_that_scores_already():
+    model, _ = load_tiny("llama")
+    peft = attach_scorer(lora(attach_scorer(model), target_modules=["q_proj"]))
+    layout = concatenated(ROWS, pad_id=0)
+    assert "forward" in vars(peft)
+    with torch.no_grad():
+        torch.testing.assert_close(token_logprobs(peft, layout), naive_logprobs(peft, layout), rtol=0, atol=1e-5)
+
+
 def test_refuses_virtual_tokens():
     model, _ = load_tiny("llama")
     peft = get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))

@@ -171,6 +171,13 @@ def test_end_of_turn(arch, first, all_):
     assert len(set(ids)) == len(ids)
 
 
+@pytest.mark.parametrize("template", ["{{ messages[0].content }}", "{{ raise_exception('no') }}"])
+def test_a_template_without_assistant_turns_ends_with_eos(template):
+    tokenizer = make_tiny_tokenizer("llama")
+    tokenizer.chat_template = template
+    assert end_of_turn_ids(tokenizer) == (tokenizer.eos_token_id,)
+
+
 def test_no_end_of_turn_is_an_error():
     tokenizer = make_tiny_tokenizer("gpt_neox")
     tokenizer.chat_template, tokenizer.eos_token = PLAIN.replace("eos_token", "''"), None

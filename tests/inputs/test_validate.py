@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from tests.tiny_models import tiny_model_folder
 
 from prefloop.errors import UsageError
 from prefloop.inputs import TokenLimit, validate_file
@@ -164,6 +165,17 @@ def test_long_prompts_are_counted_in_tokens(tmp_path: Path) -> None:
     path = write(tmp_path / "p.jsonl", {"prompt": "one two three"})
     limit = TokenLimit(lambda messages: len(messages[0]["content"].split()), 2)
     assert [p.kind for p in validate_file(path, max_prompt_tokens=limit).log.kept] == ["too_long"]
+
+
+def test_the_limit_of_a_model(tmp_path: Path) -> None:
+    folder = tiny_model_folder("llama")
+    context = json.loads((folder / "config.json").read_text())["max_position_embeddings"]
+    path = write(tmp_path / "p.jsonl", {"prompt": "short"}, {"prompt": "x y " * context})
+    (problem,) = validate_file(path, model=str(folder)).log.kept
+    assert (problem.kind, problem.row) == ("too_long", 2)
+    assert f"({context - 1:,})" in problem.reason
+    with pytest.raises(UsageError, match="no tokenizer"):
+        validate_file(path, model=str(tmp_path))
 
 
 def test_usage(tmp_path: Path) -> None:

@@ -62,8 +62,9 @@ def pair(name: str, rng: random.Random) -> dict[str, Any]:
 def metric(step: int, steps: int, round_number: int, rng: random.Random) -> dict[str, Any]:
     done = step / steps
     margin = 2.4 * (1 - math.exp(-3 * done)) + rng.gauss(0, 0.12)
-    record = {
+    return {
         "round": round_number,
+        "kind": "train",
         "step": step,
         "loss": math.log1p(math.exp(-margin)) + abs(rng.gauss(0, 0.02)),
         "rewards/chosen": 0.55 * margin + rng.gauss(0, 0.06),
@@ -74,7 +75,6 @@ def metric(step: int, steps: int, round_number: int, rng: random.Random) -> dict
         "logps/rejected": -31 - 4.5 * margin + rng.gauss(0, 1),
         "learning_rate": 5e-4 * (1 - done),
     }
-    return record | ({"eval_loss": record["loss"] + 0.03} if step % 40 == 0 else {})
 
 
 def difference(value: float, half: float) -> dict[str, float]:
@@ -97,6 +97,12 @@ EVALUATE: dict[str, Any] = {
         "mistake": {"base": 0.11, "aligned": 0.105, "n": 640, "difference": difference(-0.005, 0.02)},
         "meaning_kept": {"base": 0.9, "aligned": 0.861, "n": 980, "difference": difference(-0.039, 0.02)},
     },
+}
+
+
+JUDGED: dict[str, float] = {
+    **{"verdicts": 1976, "nulls": 6, "label_mass": 1940.0, "pairs": 988, "null_pairs": 3, "consistent": 916},
+    **{"first_decided": 1970, "first_wins": 1044, "longer_decided": 900, "longer_wins": 522},
 }
 
 
@@ -174,8 +180,10 @@ def _stage(run: RunDir, stage: Any, verb: str, round_number: int, rng: random.Ra
     elif verb == "train":
         for step in range(1, 121):
             run.metric(**metric(step, 120, round_number, rng))
+            if step % 40 == 0:
+                run.metric(**metric(step, 120, round_number, rng) | {"kind": "validation"})
         (stage.path / "adapter.safetensors").write_bytes(b"weights")
-        stage.finish_files("f", extra={"steps": 120})
+        stage.finish_files("f", extra={"steps": 120, "pairs": 77, "rejected": {"longer than max_length": 2}})
     elif verb == "merge":
         (stage.path / "config.json").write_text("{}")
         stage.finish_files("f")
@@ -190,4 +198,4 @@ def _stage(run: RunDir, stage: Any, verb: str, round_number: int, rng: random.Ra
             for i in range(40)
         ]
         stage.write_part(0, rows, "scored")
-        stage.finish("f", rows_in=40, extra={"evaluate": EVALUATE})
+        stage.finish("f", rows_in=40, extra={"evaluate": EVALUATE, "counts": JUDGED})

@@ -7,11 +7,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from tests.report.example import EVALUATE, HOSTILE, write_run
+from tests.report.example import EVALUATE, HOSTILE, JUDGED, write_run
 
 from prefloop.errors import UsageError
 from prefloop.report.build import build_report
 from prefloop.report.data import collect
+from prefloop.report.figures import training_records
 from prefloop.report.render import duration, points, render, share
 from prefloop.store.rundir import RunDir
 
@@ -70,6 +71,8 @@ def test_the_report_says_what_came_out(finished: Path) -> None:
     assert re.search(r"kindness .*41\.2 % 95\.7 % .*\+54\.5 \[\+51\.5, \+57\.5\] 1,000", text)
     assert "−3.9 [−5.9, −1.9]" in text
     assert "5 all scores equal, 2 gap below min_gap" in text
+    assert "120 steps on 77 pairs − 2 rejected" in text
+    assert "2 longer than max_length" in text
     assert "prefloop run quickstart --out runs/quickstart train.learning_rate=5e-4" in text
     assert "2.13.0" in text
     assert "c4c4c4c4c4c4c4c4…" in text
@@ -154,6 +157,25 @@ def test_the_headline_goes_by_the_interval(
     assert words in parse(read(build_report(write_run(tmp_path / "r")))).text
 
 
+def test_a_resumed_training_is_drawn_once() -> None:
+    metrics = [
+        {"round": 1, "kind": "train", "step": 1, "loss": 0.7},
+        {"round": 1, "kind": "train", "step": 2, "loss": 9.0},
+        {"round": 1, "kind": "validation", "step": 2, "loss": 0.65},
+        {"round": 1, "kind": "train", "step": 2, "loss": 0.6},
+        {"round": 2, "kind": "train", "step": 1, "loss": 0.5},
+        {"note": "of something else"},
+    ]
+    records, breaks = training_records(metrics)
+    assert [(r["at"], r["kind"], r["loss"]) for r in records] == [
+        (1, "train", 0.7),
+        (2, "train", 0.6),
+        (2, "validation", 0.65),
+        (3, "train", 0.5),
+    ]
+    assert breaks == [2]
+
+
 def test_samples_hold_the_winner(finished: Path) -> None:
     samples = collect(RunDir.peek(finished))["samples"]
     assert len(samples) == 6  # evaluate.side_by_side
@@ -163,11 +185,13 @@ def test_samples_hold_the_winner(finished: Path) -> None:
 
 
 def test_remarks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bad = {"n": 80, "consistency": 0.6, "longer_wins": 0.9, "first_seat": {"value": 0.2}, "nulls": 200}
-    monkeypatch.setitem(EVALUATE, "win_rate", EVALUATE["win_rate"] | bad)
+    monkeypatch.setitem(EVALUATE, "win_rate", EVALUATE["win_rate"] | {"n": 80})
+    bad = {"nulls": 330, "null_pairs": 0, "consistent": 593, "first_wins": 394, "longer_wins": 810}
+    for name, value in bad.items():
+        monkeypatch.setitem(JUDGED, name, value)
     path = write_run(tmp_path / "r")
     with RunDir.open(path) as run:
-        run.metric(round=1, step=121, loss=float("nan"))
+        run.metric(round=1, kind="train", step=121, loss=float("nan"))
         run.event("warning", text="the <b>tokenizer</b> has no pad token")
     remarks = " ".join(collect(RunDir.peek(path))["remarks"])
     for words in (

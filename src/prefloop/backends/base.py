@@ -170,7 +170,7 @@ class Backend(ABC):
     """
 
     identity: dict[str, Any]
-    name: str
+    name: str = "model"
 
     @abstractmethod
     def plan(self, requests: Sequence[Request]) -> list[list[int]]:

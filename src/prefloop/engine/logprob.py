@@ -50,7 +50,7 @@ def attach_scorer(model: nn.Module) -> nn.Module:
         UsageError: the model has no decoder and linear head, uses virtual prompt tokens, or its logits are not what
             its decoder, head and configuration give; it would be scored wrongly.
     """
-    if hasattr(model, "_logit_transform"):
+    if "_logit_transform" in vars(model):  # not hasattr: a PEFT model answers for its base
         return model
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
         raise UsageError(

@@ -74,7 +74,7 @@ def encode_prompt(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     if injected:
         ids = _encode_with_marks_as_text(tokenizer, messages, injected)
     else:
-        ids = _plain_ids(tokenizer, render(tokenizer, messages))
+        ids = _ids(tokenizer, render(tokenizer, messages), marks_as_text=False)
     bos = tokenizer.bos_token_id
     if bos is not None and _adds_bos(tokenizer) and ids[:1] != [bos]:
         ids = [bos, *ids]
@@ -90,7 +90,7 @@ def encode_prompt(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
 
 def encode_completion(tokenizer: Any, text: str, end_of_turn: int | None) -> list[int]:
     """Ids of an answer's text, followed by `end_of_turn` unless it is None (an answer that was cut off)."""
-    ids = [int(i) for i in tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]]
+    ids = _ids(tokenizer, text, marks_as_text=True)
     return ids if end_of_turn is None else [*ids, end_of_turn]
 
 
@@ -106,7 +106,10 @@ def end_of_turn_ids(tokenizer: Any, generation_config: Any = None) -> tuple[int,
     found: list[int] = []
     answer = "an answer"
     turns: list[Message] = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": answer}]
-    _, behind, tail = _apply_template(tokenizer, turns, add_generation_prompt=False).rpartition(answer)
+    try:
+        _, behind, tail = _apply_template(tokenizer, turns, add_generation_prompt=False).rpartition(answer)
+    except PromptError:  # a template for prompts alone
+        behind, tail = "", ""
     marks = _special_pattern(tokenizer).findall(tail) if behind else []
     found += [int(tokenizer.convert_tokens_to_ids(mark)) for mark in marks[:1]]
     configured = getattr(generation_config, "eos_token_id", None)
@@ -194,8 +197,10 @@ def _adds_bos(tokenizer: Any) -> bool:
     return bool(ids) and ids[0] == tokenizer.bos_token_id
 
 
-def _plain_ids(tokenizer: Any, text: str, *, split: bool = False) -> list[int]:
-    return [int(i) for i in tokenizer(text, add_special_tokens=False, split_special_tokens=split)["input_ids"]]
+def _ids(tokenizer: Any, text: str, *, marks_as_text: bool) -> list[int]:
+    """The text's ids and nothing added; control tokens' text becomes control tokens, or stays text."""
+    encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=marks_as_text)
+    return [int(i) for i in encoded["input_ids"]]
 
 
 def _encode_with_marks_as_text(tokenizer: Any, messages: Sequence[Message], injected: Sequence[str]) -> list[int]:
@@ -219,7 +224,7 @@ def _encode_with_marks_as_text(tokenizer: Any, messages: Sequence[Message], inje
         stretch = rendered[position : match.start() if match else len(rendered)]
         for text, stand_in in stand_ins.items():
             stretch = stretch.replace(stand_in, text)
-        ids += _plain_ids(tokenizer, stretch, split=True) if stretch else []
+        ids += _ids(tokenizer, stretch, marks_as_text=True) if stretch else []
         if match:
             ids.append(int(tokenizer.convert_tokens_to_ids(match.group())))
             position = match.end()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prefloop.config import PromptsSection
+from prefloop.engine.tokens import PromptError
 from prefloop.errors import UsageError
 from prefloop.inputs.lima import LEFT, READ, lima_prompt, looks_like_lima
 from prefloop.inputs.messages import Fault, messages_of, order_faults
@@ -20,7 +21,7 @@ class TokenLimit:
     """How long a prompt may be.
 
     Attributes:
-        count: tokens of a prompt as the model will see it, template included.
+        count: tokens of a prompt as the model will see it, template included; a `PromptError` is one of the row's.
         limit: the most that leave room for an answer.
     """
 
@@ -204,12 +205,18 @@ class PromptReader:
     def _length_faults(self, messages: list[Message]) -> list[Fault]:
         if self.max_prompt_tokens is None:
             return []
-        tokens, limit = self.max_prompt_tokens.count(messages), self.max_prompt_tokens.limit
+        field, limit = self._known()[0], self.max_prompt_tokens.limit
+        try:
+            tokens = self.max_prompt_tokens.count(messages)
+        except PromptError as error:
+            return [
+                Fault("wrong_value", field, error.what, error.fix or "write it so that the chat template takes it")
+            ]
         if tokens <= limit:
             return []
         reason = f"{tokens:,} tokens, {tokens - limit:,} more than the model takes with room for an answer ({limit:,})"
         fix = "shorten it, lower max_new_tokens, or take a model with a longer context"
-        return [Fault("too_long", self._known()[0], reason, fix)]
+        return [Fault("too_long", field, reason, fix)]
 
     def _repeat(self, record: Record, row: PromptRow) -> Problem | None:
         """The same prompt or the same id as in an earlier row."""

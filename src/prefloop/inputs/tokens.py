@@ -4,47 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from prefloop.config import ModelSection
+from prefloop.engine.load import adapter_base, resolve_model_path
+from prefloop.engine.tokens import encode_prompt, load_tokenizer
 from prefloop.errors import UsageError
 from prefloop.inputs.prompts import TokenLimit
 from prefloop.records import Message
 
 
 def token_limit(model: str) -> TokenLimit:
-    """A counter of a model's tokens, chat template included, and its context length.
+    """A counter of a model's tokens, chat template included, and its context length less one token of an answer.
 
     Args:
-        model: hub id, folder, or `sandbox`.
+        model: hub id, folder of a model or an adapter, or `sandbox`.
 
     Raises:
-        UsageError: there is no such tokenizer or configuration, or it names no context length.
+        UsageError: there is no such model, or its configuration names no context length.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
-    path = _sandbox() if model == "sandbox" else model
+    tokenizer = load_tokenizer(ModelSection.model_validate({"path": model}))
+    path = resolve_model_path(model)
+    base = adapter_base(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        config = AutoConfig.from_pretrained(path).get_text_config()
+        config = AutoConfig.from_pretrained(path if base is None else resolve_model_path(base[0])).get_text_config()
     except (OSError, ValueError) as error:
-        raise UsageError(
-            f"no tokenizer and configuration to be had: {str(error).splitlines()[0]}",
-            where=model,
-            fix="give a model folder, or the hub id ORG/NAME of a model",
-        ) from error
-    limit = getattr(config, "max_position_embeddings", None)
-    if limit is None:
-        raise UsageError("its configuration names no context length", where=model, fix="check without --model")
+        fix = "give a hub id or the folder of a causal model"
+        raise UsageError(f"no configuration: {error}", where=model, fix=fix) from error
+    context = getattr(config, "max_position_embeddings", None)
+    if context is None:
+        raise UsageError("its configuration names no context length", where=model, fix="check without a model")
 
     def count(messages: Sequence[Message]) -> int:
-        if tokenizer.chat_template is None:
-            return len(tokenizer("\n".join(m["content"] for m in messages))["input_ids"])
-        ids = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=True)["input_ids"]
-        return len(ids)
+        return len(encode_prompt(tokenizer, messages))
 
-    # One token at least is the answer's.
-    return TokenLimit(count, int(limit) - 1)
-
-
-def _sandbox() -> str:
-    from importlib.resources import files
-
-    return str(files("prefloop.sandbox") / "weights")
+    return TokenLimit(count, int(context) - 1)

@@ -45,7 +45,6 @@ def collect(run: RunDir) -> dict[str, Any]:
     evaluate = _evaluation(run, successes)
     planned = [s["name"] for s in manifest.get("stages", [])] or list(successes)
     unfinished = [name for name in planned if successes.get(name) is None and name != "report"]
-    judges = _judges(successes, evaluate)
     data = {
         "name": manifest.get("name") or recipe.get("name") or run.path.name,
         "created": manifest.get("created"),
@@ -58,7 +57,7 @@ def collect(run: RunDir) -> dict[str, Any]:
         "flow": _flow(stages, successes, planned),
         "curves": curves(list(run.metrics())),
         "histograms": histograms(stages),
-        "judges": judges,
+        "judges": _judges(successes),
         "samples": _samples(stages, (recipe.get("evaluate") or {}).get("side_by_side", 20)),
         "repeat": _repeat(manifest, recipe, successes),
     }
@@ -165,28 +164,22 @@ def _counted(verb: str, success: dict[str, Any]) -> dict[str, Any]:
     if verb == "rate" and counts.get("answers"):
         step |= {"count": counts["answers"] - counts.get("unscored", 0), "unit": "answers scored"}
     if verb == "train" and extra.get("steps"):
-        step |= {"count": extra["steps"], "unit": "steps"}
+        lost = extra.get("rejected") or {}
+        step |= {"count": extra["steps"], "unit": "steps", "detail": f"on {extra['pairs']:,} pairs"}
+        step |= {"rejected": sum(lost.values()), "kept": extra["pairs"], "reasons": sorted(lost.items())}
     return step
 
 
-def _judges(successes: dict[str, dict[str, Any] | None], evaluate: dict[str, Any]) -> list[dict[str, Any]]:
+def _judges(successes: dict[str, dict[str, Any] | None]) -> list[dict[str, Any]]:
     """A card per judge: of the rating (last round) and of the measurement."""
     cards = []
     rating = _last(successes, "rate")
     counts = (rating or {}).get("counts") or {}
     if "verdicts" in counts:
         cards.append({"title": "Rating", "verdicts": counts["verdicts"], "rates": _card(rates(counts))})
-    win = evaluate.get("win_rate") or {}
-    seat = win.get("first_seat")
-    found = {
-        "consistency": win.get("consistency"),
-        "first_seat": seat["value"] if isinstance(seat, dict) else seat,
-        "longer_wins": win.get("longer_wins"),
-    }
-    if win and any(v is not None for v in found.values()):
-        if win.get("nulls") is not None and win.get("n"):
-            found["null_rate"] = win["nulls"] / (win["nulls"] + sum(win.get(k, 0) for k in ("wins", "losses", "ties")))
-        cards.append({"title": "Measurement", "verdicts": None, "rates": _card(found)})
+    measured = ((_last(successes, "evaluate") or {}).get("extra") or {}).get("counts") or {}
+    if "verdicts" in measured:
+        cards.append({"title": "Measurement", "verdicts": measured["verdicts"], "rates": _card(rates(measured))})
     return cards
 
 

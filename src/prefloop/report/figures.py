@@ -9,22 +9,31 @@ from typing import Any
 from prefloop.report.charts import Line, before_after, histogram, interval, line_chart
 from prefloop.store.stagedir import StageDir
 
-# title, what it shows, (key of metrics.jsonl, name in the legend, colour)
-CURVES: tuple[tuple[str, str, tuple[tuple[str, str, int], ...]], ...] = (
-    ("Loss", "per optimiser step", (("loss", "training", 0), ("eval_loss", "validation", 1))),
+TRAIN, VALIDATION = "train", "validation"
+# title, what it shows, (kind of record and key in metrics.jsonl, name in the legend, colour)
+CURVES: tuple[tuple[str, str, tuple[tuple[str, str, str, int], ...]], ...] = (
+    ("Loss", "mean over pairs", ((TRAIN, "loss", "training", 0), (VALIDATION, "loss", "validation", 1))),
     (
         "Rewards",
         "implicit: β × (log-prob − reference's)",
-        (("rewards/chosen", "chosen", 0), ("rewards/rejected", "rejected", 1)),
+        ((TRAIN, "rewards/chosen", "chosen", 0), (TRAIN, "rewards/rejected", "rejected", 1)),
     ),
-    ("Margin", "reward of chosen minus rejected", (("rewards/margins", "margin", 0),)),
-    ("Accuracy", "share of pairs in which chosen has the higher reward", (("rewards/accuracies", "accuracy", 0),)),
+    (
+        "Margin",
+        "reward of chosen minus rejected",
+        ((TRAIN, "rewards/margins", "training", 0), (VALIDATION, "rewards/margins", "validation", 1)),
+    ),
+    (
+        "Accuracy",
+        "share of pairs with the higher reward for chosen",
+        ((TRAIN, "rewards/accuracies", "training", 0), (VALIDATION, "rewards/accuracies", "validation", 1)),
+    ),
     (
         "Log-probabilities",
         "of whole answers, natural log",
-        (("logps/chosen", "chosen", 0), ("logps/rejected", "rejected", 1)),
+        ((TRAIN, "logps/chosen", "chosen", 0), (TRAIN, "logps/rejected", "rejected", 1)),
     ),
-    ("Learning rate", "", (("learning_rate", "learning rate", 3),)),
+    ("Learning rate", "", ((TRAIN, "learning_rate", "learning rate", 3),)),
 )
 
 
@@ -71,12 +80,12 @@ def measures(evaluate: dict[str, Any]) -> list[dict[str, Any]]:
 
 def curves(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Training curves, one picture each, the rounds behind one another; pictures without a value are left out."""
-    steps, breaks = _steps(metrics)
+    records, breaks = training_records(metrics)
     pictures = []
     for title, means, keys in CURVES:
         lines = []
-        for key, name, colour in keys:
-            points = [(x, _number(m[key])) for x, m in zip(steps, metrics) if key in m and x is not None]
+        for kind, key, name, colour in keys:
+            points = [(r["at"], _number(r[key])) for r in records if r["kind"] == kind and key in r]
             if points:
                 lines.append(Line(name, [x for x, _ in points], [y for _, y in points], colour))
         picture = line_chart(lines, title, breaks=breaks)
@@ -86,23 +95,23 @@ def curves(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return pictures
 
 
-def _steps(metrics: list[dict[str, Any]]) -> tuple[list[float | None], list[float]]:
-    """Steps counted on over the rounds, and where a round begins."""
-    steps: list[float | None] = []
-    breaks: list[float] = []
+def training_records(metrics: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[float]]:
+    """The records of training with `at`, their step counted on over the rounds; and where a new round begins.
+
+    A resumed training writes the steps behind its checkpoint again: the later of two records holds.
+    """
+    latest = {(m.get("round", 1), m["step"], m["kind"]): m for m in metrics if "step" in m and "kind" in m}
+    records, breaks = [], []
     offset = highest = 0.0
     current = None
-    for record in metrics:
-        if "step" not in record:
-            steps.append(None)
-            continue
-        if current is not None and record.get("round", 1) != current:
+    for (round_number, step, _), record in sorted(latest.items(), key=lambda item: item[0]):
+        if current is not None and round_number != current:
             offset = highest
             breaks.append(offset)
-        current = record.get("round", 1)
-        steps.append(offset + record["step"])
-        highest = max(highest, offset + record["step"])
-    return steps, breaks
+        current = round_number
+        highest = max(highest, offset + step)
+        records.append({**record, "at": offset + step})
+    return records, breaks
 
 
 def _number(value: Any) -> float:

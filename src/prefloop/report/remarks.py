@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from prefloop.report.figures import TRAIN, training_records
 from prefloop.store.rundir import RunDir
 
 FEW_PROMPTS = 200  # a 95 % interval around 50 % is then about ±7 points wide
@@ -34,7 +35,7 @@ def remarks(data: dict[str, Any], run: RunDir, recipe: dict[str, Any]) -> list[s
         found += _of_judge(card)
     found += _of_flow(data["flow"])
     found += _of_metrics(run)
-    warnings = [str(e.get("text") or e.get("message") or e) for e in run.events() if e["kind"] == "warning"]
+    warnings = [str(e["text"]) for e in run.events() if e["kind"] == "warning"]
     found += warnings[:HAPPENED]
     if len(warnings) > HAPPENED:
         found.append(f"{len(warnings) - HAPPENED} more warnings are in events.jsonl.")
@@ -87,7 +88,9 @@ def _of_flow(flow: list[dict[str, Any]]) -> list[str]:
 def _of_metrics(run: RunDir) -> list[str]:
     found: list[str] = []
     first = last = None
-    for record in run.metrics():
+    for record in training_records(list(run.metrics()))[0]:
+        if record["kind"] != TRAIN:
+            continue
         loss, logps = record.get("loss"), record.get("logps/chosen")
         if isinstance(loss, str) and not found:
             found.append(f"The loss was {loss} at step {record.get('step')}.")
