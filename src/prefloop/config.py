@@ -96,7 +96,9 @@ class JudgeSignalSection(Section):
         "other answers, every pair in both orders.",
     )
     model: ModelSection | None = Field(None, description="The judge; without it the recipe's first model judges.")
-    template: str | None = Field(None, description="Jinja file with the judge's prompt; without it the built-in one.")
+    template: str | None = Field(
+        None, description="The judge's prompt: a Jinja file, or a shipped set (`default`, `sandbox`)."
+    )
     min_label_mass: float = Field(
         0.0,
         ge=0,
@@ -128,8 +130,8 @@ class PairSection(Section):
     )
     drop_truncated: bool = Field(
         False,
-        description="Leave out answers that were cut off at max_new_tokens. Kept ones are trained on without an end of "
-        "turn, so that they do not teach to stop in mid-sentence.",
+        description="Leave out answers that were cut off at max_new_tokens. Those that stay are trained on without an "
+        "end of turn, so that they do not teach to stop in mid-sentence.",
     )
 
 

@@ -9,6 +9,7 @@ Planning and skipping import neither torch nor network code (tests/test_imports.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -52,7 +53,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Planned:
-    """A stage with its state: done, partial (some parts are there), todo, or waits (an input is not done)."""
+    """A stage with its state: done, partial (some parts are there), todo, or waits (an input is not done).
+
+    `success` is the content of its `_SUCCESS.json` when it is done.
+    """
 
     stage: Stage
     state: str
@@ -84,35 +88,34 @@ class Loop:
     def __getitem__(self, name: str) -> Stage:
         return next(s for s in self.stages if s.name == name)
 
-    def fingerprint(self, stage: Stage) -> str | None:
-        """Hash of settings, inputs' content and code; None while an input is not done."""
-        contents = []
-        for name in stage.inputs:
-            success = self.folder(name).success()
-            if success is None or success["fingerprint"] != self.fingerprint(self[name]):
-                return None
-            contents.append([name, success["content"]])
-        return digest([stage.verb, stage.round, stage.settings, contents, code_digest(*stage.code)])
+    def fingerprint(self, stage: Stage, contents: dict[str, str | None]) -> str | None:
+        """Hash of settings, inputs' content and code; None while an input is not done.
+
+        Args:
+            contents: digest of what each stage before this one made, None where it is not done.
+        """
+        inputs = [[name, contents[name]] for name in stage.inputs]
+        if any(content is None for _, content in inputs):
+            return None
+        return digest([stage.verb, stage.round, stage.settings, inputs, code_digest(*stage.code)])
 
     def survey(self) -> list[Planned]:
         """Every stage with its state."""
-        planned = []
+        planned: list[Planned] = []
+        contents: dict[str, str | None] = {}
         for stage in self.stages:
-            fingerprint = self.fingerprint(stage)
-            folder = self.run.stage(stage.number, stage.name)
+            fingerprint = self.fingerprint(stage, contents)
+            folder = self.folder(stage.name)
             if fingerprint is None:
                 state = "waits"
-            elif folder.is_done(fingerprint) and self._products_exist(stage):
+            elif folder.is_done(fingerprint):
                 state = "done"
             else:
                 state = "partial" if folder.has_work(fingerprint) else "todo"
-            planned.append(Planned(stage, state, fingerprint, folder.success()))
+            success = folder.success() if state == "done" else None
+            contents[stage.name] = None if success is None else success["content"]
+            planned.append(Planned(stage, state, fingerprint, success))
         return planned
-
-    def _products_exist(self, stage: Stage) -> bool:
-        if stage.verb == "report":
-            return (self.run.path / "report.html").is_file()
-        return stage.verb != "merge" or (self.model_folder(stage) / "config.json").is_file()
 
     def model_folder(self, stage: Stage) -> Path:
         """Where a merge stage writes: the last round's model is the run's `model/`."""
@@ -139,29 +142,45 @@ class Loop:
         Raises:
             PrefloopError: a stage failed; what is done stays done.
         """
+        handler = _Warnings(self.run, progress)
+        logger = logging.getLogger("prefloop")
+        logger.addHandler(handler)
+        try:
+            return self._execute(progress, until)
+        finally:
+            logger.removeHandler(handler)
+
+    def _execute(self, progress: Progress, until: str | None) -> dict[str, Any]:
         from prefloop import stages as runners
 
         last = max((s.number for s in self.stages if s.verb == until), default=len(self.stages))
         todo = [s for s in self.stages if s.number <= last]
         bench = None
         computed = []
+        contents: dict[str, str | None] = {}
         for stage in todo:
-            fingerprint = self.fingerprint(stage)
-            folder = self.run.stage(stage.number, stage.name)
-            assert fingerprint is not None, "inputs of a stage are finished before it"
-            if folder.is_done(fingerprint) and self._products_exist(stage):
+            fingerprint = self.fingerprint(stage, contents)
+            folder = self.folder(stage.name)
+            assert fingerprint is not None, "the inputs of a stage are finished before it"
+            if folder.is_done(fingerprint):
                 progress.skip(stage.name, "done before")
-                continue
-            if bench is None:
-                self.run.write_manifest(manifest.describe(self))
-                bench = runners.Bench(self, progress)
-            progress.stage(stage.name, stage.number, len(todo))
-            self.run.event("stage_started", stage=stage.name, fingerprint=fingerprint)
-            started = time.monotonic()
-            runners.RUNNERS[stage.verb](bench, stage, folder, fingerprint)
-            bench.note_usage(stage)
-            computed.append(stage.name)
-            self.run.event("stage_finished", stage=stage.name, seconds=round(time.monotonic() - started, 3))
+            else:
+                if bench is None:
+                    self.run.write_manifest(manifest.describe(self))
+                    bench = runners.Bench(self, progress)
+                progress.stage(stage.name, stage.number, len(todo))
+                self.run.event("stage_started", stage=stage.name, fingerprint=fingerprint)
+                self.run.log(f"{stage.name} starts")
+                started = time.monotonic()
+                runners.RUNNERS[stage.verb](bench, stage, folder, fingerprint)
+                bench.note_usage(stage)
+                computed.append(stage.name)
+                seconds = round(time.monotonic() - started, 3)
+                self.run.event("stage_finished", stage=stage.name, seconds=seconds)
+                self.run.log(f"{stage.name} is done after {seconds} s")
+            success = folder.success()
+            assert success is not None, "a stage ends with its mark"
+            contents[stage.name] = success["content"]
         if bench is not None:
             bench.close()
         if computed or self.run.read_summary() is None:
@@ -295,6 +314,20 @@ def _function_settings(name: str) -> dict[str, Any]:
 
     file = module_file(name.partition(":")[0])
     return {"name": name, "source": None if file is None else file_digest(file)}
+
+
+class _Warnings(logging.Handler):
+    """Sends warnings of our own loggers to the display, to run.log and, as an event, to the report."""
+
+    def __init__(self, run: RunDir, progress: Progress) -> None:
+        super().__init__(logging.WARNING)
+        self.run, self.progress = run, progress
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        self.progress.warn(text)
+        self.run.log(text)
+        self.run.event("warning", text=text)
 
 
 @contextmanager

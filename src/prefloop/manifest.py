@@ -54,7 +54,7 @@ def summarize(loop: Loop) -> dict[str, Any]:
     rounds: list[dict[str, Any]] = []
     for planned in loop.survey():
         stage = planned.stage
-        success = loop.folder(stage.name).success() if planned.state == "done" else None
+        success = planned.success
         if success is None:
             continue
         stages[stage.name] = {

@@ -27,7 +27,7 @@ def run_status(run: Path, cache_path: Path) -> dict[str, Any]:
             "stage": planned.stage.name,
             "state": planned.state,
         }
-        if planned.state == "done" and planned.success is not None:
+        if planned.success is not None:
             rows = planned.success.get("rows") or {}
             entry |= {k: rows[k] for k in ("kept", "rejected") if k in rows}
             entry["seconds"] = planned.success.get("seconds")

@@ -157,13 +157,15 @@ def test_lora_model_scores_and_samples():
     request = [ScoreRequest((5, 6, 7), (8, 9))]
     before = base.answer(request)[0]
     model, tokenizer = load_tiny("llama")
-    peft = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "lm_head"], task_type="CAUSAL_LM"))
+    config = LoraConfig(r=2, lora_dropout=0.5, target_modules=["q_proj", "lm_head"], task_type="CAUSAL_LM")
+    peft = get_peft_model(model, config)
     with torch.no_grad():
         for name, parameter in peft.named_parameters():
             if "lora_B" in name:
                 parameter.fill_(0.05)
     backend = HfBackend(peft.train(), tokenizer, weights="lora")
     after = backend.answer(request)[0]
+    assert backend.answer(request)[0] == after  # no dropout, although the model came in train mode
     assert max(abs(a - b) for a, b in zip(before.token_logps, after.token_logps, strict=True)) > 1e-3
     assert peft.training  # left as it was found
     assert isinstance(backend.answer(generate(HELLO, 0))[0], Generation)

@@ -6,7 +6,15 @@ import pytest
 import torch
 from scipy import stats
 from tests.tiny_models import ARCHITECTURES, load_tiny
-from transformers import BloomConfig, BloomForCausalLM, GenerationConfig, MambaConfig, MambaForCausalLM
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    GenerationConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MambaConfig,
+    MambaForCausalLM,
+)
 from transformers.generation import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from prefloop.engine.decode import Stream, decode, distribution, pick, sampler
@@ -26,6 +34,7 @@ def test_distribution_by_hand():
     assert probabilities(logits, top_p=0.6).tolist() == pytest.approx([2 / 3, 1 / 3, 0, 0])
     assert probabilities(logits, top_p=1e-9).tolist() == pytest.approx([1, 0, 0, 0])  # never nothing
     assert probabilities(logits, top_k=9).tolist() == pytest.approx([0.5, 0.25, 0.125, 0.125])
+    assert probabilities([0.0] * 4, top_p=0.5).tolist() == [0.5, 0.5, 0, 0]  # reached exactly: no third token
     # top-p counts what top-k left: 2/3 reaches 0.6
     assert probabilities(logits, top_k=2, top_p=0.6).tolist() == pytest.approx([1, 0, 0, 0])
 
@@ -140,9 +149,28 @@ def test_a_sample_does_not_depend_on_its_companions(arch):
     assert together[0] != together[1]
 
 
-def test_models_without_position_ids():
+def test_a_sample_keeps_its_stream_when_others_stop():
+    model, _ = load_tiny("llama")
+    choose = sampler([Stream(0, "p", i) for i in range(6)], temperature=1.0, top_k=0, top_p=1.0)
+    free = run(model, PROMPTS, [0] * 6, choose)
+    stop = free[0][1]
+    stopped = run(model, PROMPTS, [0] * 6, choose, stops=[stop])
+    assert stopped == [ids[: ids.index(stop) + 1] if stop in ids else ids for ids in free]
+    assert len({len(ids) for ids in stopped}) > 1
+
+
+ABSOLUTE = {
+    "learned positions": (GPT2LMHeadModel, GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=4)),
+    "no position ids": (BloomForCausalLM, BloomConfig(vocab_size=97, hidden_size=32, n_layer=2, n_head=4)),
+}
+
+
+@pytest.mark.parametrize("kind", ABSOLUTE)
+def test_positions_other_than_rotary(kind):
+    """Rotary positions are relative and would forgive counting the padding."""
     torch.manual_seed(0)
-    model = BloomForCausalLM(BloomConfig(vocab_size=97, hidden_size=32, n_layer=2, n_head=4)).eval()
+    model_class, config = ABSOLUTE[kind]
+    model = model_class(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(8 if parameter.dim() > 1 else 1)

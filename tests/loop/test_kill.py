@@ -9,7 +9,6 @@ import subprocess
 import time
 
 import pytest
-import torch
 from tests.loop.conftest import make_project
 
 from prefloop.config import load_recipe
@@ -26,12 +25,8 @@ def weights(project, out="out"):
     return (project.root / out / "model" / "model.safetensors").read_bytes()
 
 
-def test_a_failure_at_every_write_point_changes_nothing(finished, tmp_path, monkeypatch, request):
+def test_a_failure_at_every_write_point_changes_nothing(finished, tmp_path, monkeypatch):
     """Fails at one write point after the other, starting again each time, until the run gets through."""
-    # Rounding depends on the number of threads, and the undisturbed run had one.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    request.addfinalizer(lambda: torch.set_num_threads(threads))
     project = make_project(tmp_path / "project")
     monkeypatch.chdir(project.root)
     hit: list[tuple[int, str]] = []
@@ -76,7 +71,7 @@ def kill_at(project, marks, out="out"):
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-    project.run(out=out)
+    project.run_here(out=out)
 
 
 def test_killed_twice_with_sigkill(finished, tmp_path):
@@ -104,7 +99,7 @@ def test_stopped_by_hand_it_says_how_to_go_on(finished, tmp_path, how):
     assert process.returncode == 1
     assert "start the same command again" in said
     assert "Traceback" not in said
-    project.run()
+    project.run_here()
     assert weights(project) == weights(finished)
 
 

@@ -75,13 +75,13 @@ def test_the_manifest_alone_repeats_the_run(finished, tmp_path):
     again = make_project(tmp_path / "again")
     manifest = json.loads((finished.run_dir / "manifest.json").read_text())
     (again.root / "recipe.yaml").write_text(yaml.safe_dump(manifest["recipe"]))
-    again.run()
+    again.run_here()
     assert again.contents() == finished.contents()
 
 
 def test_running_again_computes_nothing(copy):
     before = {p: p.stat().st_mtime_ns for p in copy.run_dir.rglob("*") if p.is_file() and p.name != ".lock"}
-    assert copy.run()["computed"] == []
+    assert copy.run_here()["computed"] == []
     after = {p: p.stat().st_mtime_ns for p in copy.run_dir.rglob("*") if p.is_file() and p.name != ".lock"}
     assert after == before
 
@@ -104,31 +104,31 @@ def test_running_again_imports_no_torch(copy):
 
 def test_changing_the_evaluation_keeps_the_trained_model(copy):
     weights = (copy.run_dir / "model" / "model.safetensors").stat().st_mtime_ns
-    assert copy.run("evaluate.bootstrap=300")["computed"] == ["evaluate", "report"]
+    assert copy.run_here("evaluate.bootstrap=300")["computed"] == ["evaluate", "report"]
     assert (copy.run_dir / "model" / "model.safetensors").stat().st_mtime_ns == weights
 
 
 def test_changing_the_pairs_keeps_the_answers(copy):
-    computed = copy.run("pair.strategy=all_pairs")["computed"]
+    computed = copy.run_here("pair.strategy=all_pairs")["computed"]
     assert computed == ["pair", "train", "merge", "evaluate", "report"]
 
 
 def test_a_change_that_gives_the_same_rows_stops_there(copy):
     # A length guard that nothing meets: the pairs come out the same, so the training stands.
-    assert copy.run("pair.max_length_ratio=1000")["computed"] == ["pair", "report"]
+    assert copy.run_here("pair.max_length_ratio=1000")["computed"] == ["pair", "report"]
 
 
 def test_editing_the_scoring_function_scores_again(copy):
     source = (copy.root / "scorers.py").read_text()
     (copy.root / "scorers.py").write_text(source.replace('"aeiou"', '"xyz"'))
-    computed = copy.run()["computed"]
+    computed = copy.run_here()["computed"]
     assert computed[0] == "rate"
     assert "sample" not in computed
 
 
 def test_adding_prompts_samples_only_the_new_ones(copy):
     write_prompts(copy.root / "prompts.jsonl", range(30))
-    copy.run("evaluate.holdout=0.2")
+    copy.run_here("evaluate.holdout=0.2")
     events = [json.loads(line) for line in (copy.run_dir / "events.jsonl").read_text().splitlines()]
     usage = [e for e in events if e["kind"] == "usage" and e["stage"] == "sample"][-1]
     assert usage["asked"] == 3 * copy.success("sample")["rows"]["in"]
@@ -156,7 +156,7 @@ def before_prompts(project):
 
 
 def test_raising_n_samples_only_the_new_answers(copy):
-    copy.run("sample.n=5")
+    copy.run_here("sample.n=5")
     events = [json.loads(line) for line in (copy.run_dir / "events.jsonl").read_text().splitlines()]
     usage = [e for e in events if e["kind"] == "usage" and e["stage"] == "sample"][-1]
     rows = copy.success("sample")["rows"]["in"]
@@ -165,19 +165,19 @@ def test_raising_n_samples_only_the_new_answers(copy):
 
 def test_two_runs_with_the_same_seed_give_the_same_rows_and_weights(finished, tmp_path):
     other = make_project(tmp_path / "other")
-    other.run()
+    other.run_here()
     assert other.contents() == finished.contents()
 
 
 def test_another_seed_gives_other_rows(finished, tmp_path):
     other = make_project(tmp_path / "other", seed=1)
-    other.run()
+    other.run_here()
     assert other.contents()["03-sample"] != finished.contents()["03-sample"]
 
 
 def test_rounds_sample_from_the_merged_model_on_fresh_prompts(tmp_path):
     project = make_project(tmp_path / "rounds", rounds=2)
-    summary = project.run()
+    summary = project.run_here()
     assert [r["round"] for r in summary["rounds"]] == [1, 2]
     names = {p.name.partition("-")[2]: p for p in (project.run_dir / "stages").iterdir()}
     assert (names["merge"] / "model" / "config.json").is_file()
@@ -190,13 +190,13 @@ def test_rounds_sample_from_the_merged_model_on_fresh_prompts(tmp_path):
     assert first
     assert second
     assert not first & second
-    assert project.run()["computed"] == []
+    assert project.run_here()["computed"] == []
 
 
 def test_stage_verbs_stop_behind_their_stage(project):
     done = project.prefloop("pair", "recipe.yaml", "--out", "out", "--json")
     assert json.loads(done.stdout)["computed"] == STAGES[:5]
-    assert project.run()["computed"] == STAGES[5:]
+    assert project.run_here()["computed"] == STAGES[5:]
 
 
 def test_status_and_inspect_read_a_run(copy):
@@ -239,7 +239,7 @@ def test_a_second_process_is_kept_out(project):
     ("arguments", "says"),
     [
         (["run", "nosuch"], "no recipe is called 'nosuch'"),
-        (["run", "recipe.yaml", "sample.m=3"], "did you mean n?"),
+        (["run", "recipe.yaml", "sample.max_tokens=3"], "did you mean max_new_tokens?"),
         (["run", "recipe.yaml", "prompts.path=nosuch.jsonl"], "nosuch.jsonl"),
         (["run", "recipe.yaml", "model=nosuch"], "nosuch"),
         (["run", "recipe.yaml", "rate.callable=scorers:nosuch"], "scorers"),

@@ -16,7 +16,6 @@ import transformers
 from datasets import Dataset
 from peft import LoraConfig
 from safetensors.torch import load_file
-from tiny_models import tiny_model_folder
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefloop.config import LoraSection, ModelSection
@@ -24,6 +23,7 @@ from prefloop.engine.load import load_model
 from prefloop.engine.tokens import end_of_turn_ids, load_tokenizer
 from prefloop.train.adapters import add_lora
 from prefloop.train.data import EpochSampler, encode_pairs
+from tiny_models import tiny_model_folder
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
 from training_runs import make_rows, run

@@ -10,7 +10,6 @@ import signal
 import sys
 from pathlib import Path
 
-import conftest  # noqa: F401
 import torch
 import training_runs
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from tiny_models import copy_tiny_model, tiny_model_folder
 from training_runs import make_rows, run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefloop.config import LoraSection, MergeSection, ModelSection
 from prefloop.errors import UsageError
 from prefloop.train.run import merge
+from tiny_models import copy_tiny_model, tiny_model_folder
 
 ARCHITECTURES = ("llama", "qwen3", "mistral", "gemma3", "gpt_neox")
 IDS = torch.tensor([[5, 80, 81, 82, 100, 101, 7, 200, 201, 90, 91, 92]])
@@ -105,7 +105,9 @@ def test_dtype(trained_in: str, asked: str, expected: str, tmp_path: Path) -> No
     folder = trained(tmp_path / "t", base, dtype=trained_in)
     info = merge(section(base, dtype=trained_in), folder, tmp_path / "merged", MergeSection(dtype=asked))  # type: ignore[arg-type]
     assert info["dtype"] == expected
-    assert {str(w.dtype) for w in load_file(tmp_path / "merged" / "model.safetensors").values()} == {f"torch.{expected}"}
+    assert {str(w.dtype) for w in load_file(tmp_path / "merged" / "model.safetensors").values()} == {
+        f"torch.{expected}"
+    }
     assert json.loads((tmp_path / "merged" / "config.json").read_text())["dtype"] == expected
     # One rounding of the float32 sum, not a sum of rounded parts.
     exact = tmp_path / "exact"
@@ -176,7 +178,9 @@ def test_a_quantised_base_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_lora_settings_reach_the_adapter(tmp_path: Path) -> None:
-    run(tmp_path / "t", tiny_model_folder("llama"), lora=LoraSection(r=3, alpha=5, target_modules=["q_proj", "v_proj"]))
+    run(
+        tmp_path / "t", tiny_model_folder("llama"), lora=LoraSection(r=3, alpha=5, target_modules=["q_proj", "v_proj"])
+    )
     config = json.loads((tmp_path / "t" / "adapter" / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["target_modules"]) == (3, 5, ["q_proj", "v_proj"])
     names = load_file(tmp_path / "t" / "adapter" / "adapter_model.safetensors")

@@ -13,7 +13,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import load_tiny, tiny_model_folder
 from training_runs import make_rows, run
 
 from prefloop.engine.logprob import attach_scorer, naive_logprobs, sequence_logprobs
@@ -23,6 +22,7 @@ from prefloop.store.cache import Cache
 from prefloop.train.data import Collator, Pair, encode_pairs
 from prefloop.train.precision import Precision
 from prefloop.train.reference import add_reference
+from tiny_models import load_tiny, tiny_model_folder
 
 FLOAT32 = Precision(torch.device("cpu"), torch.float32)
 

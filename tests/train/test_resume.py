@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import tiny_model_folder
 from training_runs import RESUME, make_rows, run, weights
 
 from prefloop.errors import Interrupted
@@ -23,12 +22,17 @@ from prefloop.store import atomic
 from prefloop.train import checkpoints
 from prefloop.train.data import EpochSampler
 from prefloop.train.rhythm import Rhythm
+from tiny_models import tiny_model_folder
 
 STEPS = 12
 
 
 class Killed(BaseException):
     """Stands for a kill where a process of its own would cost seconds."""
+
+
+def kill(*_: object) -> None:
+    raise Killed
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -62,9 +66,10 @@ def test_resume_is_exact(lora: bool, killed_at: int, tmp_path: Path, monkeypatch
         begin(self, args, state, control, **more)
 
     settings = {**RESUME, "lora": lora}
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr(Rhythm, "on_step_begin", die)
-        run(tmp_path / "t", tiny_model_folder("llama"), **settings, records=records)
+        with pytest.raises(Killed):
+            run(tmp_path / "t", tiny_model_folder("llama"), **settings, records=records)
     before = len(records)
     torch.manual_seed(999)  # whatever state the new process starts from must not matter
     result = run(tmp_path / "t", tiny_model_folder("llama"), **settings, records=records)
@@ -81,7 +86,14 @@ def test_resume_is_exact(lora: bool, killed_at: int, tmp_path: Path, monkeypatch
 def killed(folder: Path, where: str, which: int) -> None:
     """Run the training in a process that kills itself."""
     child = subprocess.run(
-        [sys.executable, Path(__file__).with_name("killed_run.py"), folder, tiny_model_folder("llama"), where, str(which)],
+        [
+            sys.executable,
+            Path(__file__).with_name("killed_run.py"),
+            folder,
+            tiny_model_folder("llama"),
+            where,
+            str(which),
+        ],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -133,9 +145,10 @@ def test_a_finished_training_is_not_repeated(tmp_path: Path, monkeypatch: pytest
 
 def test_other_settings_do_not_continue_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model_folder("llama")
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(checkpoints, "clear", lambda out: (_ for _ in ()).throw(Killed()))
-        run(tmp_path / "t", model, **RESUME)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "clear", kill)
+        with pytest.raises(Killed):
+            run(tmp_path / "t", model, **RESUME)
     assert len(list((tmp_path / "t").glob("checkpoint-*"))) == checkpoints.KEPT
     records: list[dict[str, Any]] = []
     run(tmp_path / "t", model, **{**RESUME, "learning_rate": 5e-4}, records=records)
@@ -166,9 +179,10 @@ def test_a_removal_cut_short_leaves_nothing_that_counts(tmp_path: Path, monkeypa
         (tmp_path / f"checkpoint-{step}").mkdir()
         (tmp_path / f"checkpoint-{step}" / "optimizer.pt").write_bytes(b"state")
         checkpoints.seal(tmp_path / f"checkpoint-{step}", "f")
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr("shutil.rmtree", lambda folder: (_ for _ in ()).throw(Killed()))
-        checkpoints.clear(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", kill)
+        with pytest.raises(Killed):
+            checkpoints.clear(tmp_path)
     assert checkpoints.latest(tmp_path, "f") == tmp_path / "checkpoint-8"
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-8"]
 
@@ -202,9 +216,10 @@ def test_a_malicious_checkpoint_runs_nothing(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     model = tiny_model_folder("llama")
 
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(checkpoints, "clear", lambda out: (_ for _ in ()).throw(Killed()))
-        run(tmp_path / "t", model, **RESUME)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "clear", kill)
+        with pytest.raises(Killed):
+            run(tmp_path / "t", model, **RESUME)
     (tmp_path / "t" / "trained.json").unlink()
     newest = max((tmp_path / "t").glob("checkpoint-*"), key=checkpoints.step_of)
     mark = atomic.read_json(newest / checkpoints.MARK)

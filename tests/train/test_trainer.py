@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_models import copy_tiny_model, tiny_model_folder
 from training_runs import make_rows, run, weights
 
 from prefloop.config import DpoObjectiveSection, LoraSection, ModelSection
@@ -22,6 +21,7 @@ from prefloop.train.data import Pair
 from prefloop.train.precision import Precision
 from prefloop.train.rhythm import Plan
 from prefloop.train.trainer import start_tolerance
+from tiny_models import copy_tiny_model, tiny_model_folder
 
 ARCHITECTURES = ("llama", "qwen3", "mistral", "gemma3", "gpt_neox")
 CPU = torch.device("cpu")
@@ -39,13 +39,24 @@ def test_the_cut_of_a_batch_does_not_matter(tmp_path: Path) -> None:
     for micro in (8, 2):
         records: list[dict[str, Any]] = []
         out = tmp_path / f"micro{micro}"
-        run(out, tiny_model_folder("llama"), rows, lora=False, batch_size=8, micro_batch_size=micro, epochs=2,
-            learning_rate=1e-4, records=records)
+        run(
+            out,
+            tiny_model_folder("llama"),
+            rows,
+            lora=False,
+            batch_size=8,
+            micro_batch_size=micro,
+            epochs=2,
+            learning_rate=1e-4,
+            records=records,
+        )
         losses.append([r["loss"] for r in records])
         trained.append(weights(out))
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
     assert distance(*trained) < 1e-6
-    assert distance(trained[0], load_file(tiny_model_folder("llama") / "model.safetensors")) > 1e-5, "something was learnt"
+    assert distance(trained[0], load_file(tiny_model_folder("llama") / "model.safetensors")) > 1e-5, (
+        "something was learnt"
+    )
 
 
 def test_a_batch_is_the_sum_of_its_parts(tmp_path: Path) -> None:
@@ -170,8 +181,8 @@ def test_validation_does_not_depend_on_batches(tmp_path: Path) -> None:
     values = []
     for micro in (1, 2, 4):
         records: list[dict[str, Any]] = []
-        run(tmp_path / str(micro), tiny_model_folder("llama"), make_rows(4), validation=make_rows(5, seed=1, weights=True),
-            micro_batch_size=micro, records=records)  # fmt: skip
+        run(tmp_path / str(micro), tiny_model_folder("llama"), make_rows(4), micro_batch_size=micro,
+            validation=make_rows(5, seed=1, weights=True), records=records)  # fmt: skip
         values.append([records[0]["loss"], records[0]["logps/chosen"]])
     assert values[0] == pytest.approx(values[1], abs=1e-5)
     assert values[0] == pytest.approx(values[2], abs=1e-5)

@@ -14,15 +14,17 @@ from prefloop.records import PreferenceRow, content_id, prompt_id
 from prefloop.store.cache import Cache
 from prefloop.train.run import train
 
-WORDS = "the kind brown fox help please yes of course Paris France city world hello one two three lazy dog".split()
+TEXT = "the kind brown fox help please yes of course Paris France city world hello one two three lazy dog"
 
 
 def make_rows(n: int, *, seed: int = 0, weights: bool = False, margins: bool = False) -> list[PreferenceRow]:
     """n pairs with random short texts; prompts all differ."""
     draw = random.Random(seed)
 
+    words = TEXT.split()
+
     def text(low: int, high: int) -> str:
-        return " ".join(draw.choices(WORDS, k=draw.randint(low, high)))
+        return " ".join(draw.choices(words, k=draw.randint(low, high)))
 
     rows: list[PreferenceRow] = []
     for i in range(n):

@@ -134,15 +134,13 @@ def chunked_logprobs(
     """
     kind = hidden_NH.device.type
     if torch.is_autocast_enabled(kind):
+        # Cast here and not inside: backward runs outside autocast, and what it recomputes must have the precision of
+        # the logsumexp that forward saved.
         cast = torch.get_autocast_dtype(kind)
         hidden_NH, weight_VH = hidden_NH.to(cast), weight_VH.to(cast)
         bias_V = None if bias_V is None else bias_V.to(cast)
-    # Backward runs outside the caller's autocast, so forward must not run under it either, or the recomputed logits
-    # would not be those of the saved logsumexp.
-    with torch.autocast(kind, enabled=False):
-        result = _ChunkedLogProb.apply(  # type: ignore[no-untyped-call]
-            hidden_NH, weight_VH, bias_V, targets_N, scale, softcap, chunk or chunk_size(len(weight_VH))
-        )
+    chunk = chunk or chunk_size(len(weight_VH))
+    result = _ChunkedLogProb.apply(hidden_NH, weight_VH, bias_V, targets_N, scale, softcap, chunk)  # type: ignore[no-untyped-call]
     assert isinstance(result, Tensor)
     return result
 

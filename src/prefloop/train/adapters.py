@@ -92,10 +92,13 @@ def save(model: Any, folder: Path) -> None:
     """Write the adapter, or without one all weights, as safetensors with their configuration."""
     folder.mkdir(parents=True, exist_ok=True)
     if hasattr(model, "peft_config"):
+        for config in model.peft_config.values():
+            # peft keeps a set and would write it in the order of this process's hash seed.
+            config.target_modules = sorted(config.target_modules)
         # Otherwise peft asks the hub whether the base's vocabulary was changed.
         model.save_pretrained(folder, save_embedding_layers=False)
     else:
-        model.save_pretrained(folder)
+        _save_weights(model, folder)
 
 
 def merge(
@@ -134,7 +137,7 @@ def merge(
     model.config.dtype = dtype
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic.directory(out) as folder:
-        model.save_pretrained(folder, max_shard_size=max_shard_size)
+        _save_weights(model, folder, max_shard_size)
         load_tokenizer(base).save_pretrained(folder)
     return {
         "dtype": str(dtype).removeprefix("torch."),
@@ -154,3 +157,18 @@ def _with_adapter(model: Any, adapter: Path) -> Any:
             where=str(adapter),
             fix="merge it into the model that it was trained on",
         ) from error
+
+
+def _save_weights(model: Any, folder: Path, max_shard_size: str = "5GB") -> None:
+    """`save_pretrained` with the generation configuration as it came.
+
+    Some checkpoints on the hub hold sampling settings without `do_sample`; transformers loads them, but some versions
+    refuse to save them (tests/train/test_adapters.py::test_sampling_settings_without_sampling_are_kept).
+    """
+    own = model.generation_config
+    model.generation_config = type(own)()
+    try:
+        model.save_pretrained(folder, max_shard_size=max_shard_size)
+    finally:
+        model.generation_config = own
+    own.to_json_file(folder / "generation_config.json")

@@ -248,7 +248,10 @@ def _arguments(
 ) -> TrainingArguments:
     micro = section.micro_batch_size or section.batch_size
     # Transformers renamed these in 5.2x and warns at the old names; only who asks for it is to see that.
-    recompute: dict[str, Any] = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+    recompute: dict[str, Any] = {
+        "gradient_checkpointing": True,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+    }
     return TrainingArguments(
         output_dir=str(out),
         max_steps=plan.total,
@@ -293,12 +296,12 @@ def _outcome(history: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """First loss, last training record and first and last validation, without speeds: equal for equal runs."""
     steps = [h for h in history if "loss" in h]
     validations = [
-        {k.removeprefix("eval_"): v for k, v in h.items() if k.startswith("eval_")}
+        {k.removeprefix("eval_"): v for k, v in sorted(h.items()) if k.startswith("eval_")}
         for h in history
         if "eval_loss" in h
     ]
     return {
         "first_loss": steps[0]["loss"],
-        "final": {k: v for k, v in steps[-1].items() if k not in ("epoch", "step", "tokens_per_second")},
+        "final": {k: v for k, v in sorted(steps[-1].items()) if k not in ("epoch", "step", "tokens_per_second")},
         "validation": {"before": validations[0], "after": validations[-1]} if validations else None,
     }

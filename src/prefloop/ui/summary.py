@@ -27,7 +27,9 @@ def headline(summary: dict[str, Any]) -> list[str]:
             )
     computed = summary.get("computed")
     if computed is not None:
-        lines.append(f"computed: {', '.join(computed)}" if computed else "everything was done before; nothing computed")
+        lines.append(
+            f"computed: {', '.join(computed)}" if computed else "everything was done before; nothing computed"
+        )
     return lines
 
 
