@@ -7,6 +7,7 @@ skipping must not load torch.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -27,7 +28,11 @@ if TYPE_CHECKING:
     from prefloop.loop import Loop, Stage
     from prefloop.ui.progress import Progress
 
+logger = logging.getLogger(__name__)
+
 PART_ROWS = 256
+# Rating makes several calls a row and cannot show how far it is inside a part.
+RATED_ROWS = 64
 T = TypeVar("T")
 
 
@@ -242,7 +247,7 @@ def _sample(
 
 def run_rate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> None:
     """A score for every answer."""
-    from prefloop.signals.build import build, check
+    from prefloop.signals.build import build, check, remark
     from prefloop.signals.driver import rate
 
     source = bench.loop.folder(bench.loop.previous(stage))
@@ -250,16 +255,17 @@ def run_rate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> 
     backends: dict[str, Backend] = {name: bench.backend(m or bench.recipe.model) for name, m in needs.items()}
     bench.progress.total(source.count(), "rows")
     done = folder.begin(fingerprint)
-    for index, part in enumerate(_parts(_rows(bench, bench.loop.previous(stage)))):
+    for index, part in enumerate(_parts(_rows(bench, bench.loop.previous(stage)), RATED_ROWS)):
         if index not in done:
             bench.on_batch = lambda asked: bench.progress.update(calls=asked)
             rated = rate(signal, part, backends)
             folder.write_part(
                 index, rated.rows, "scored", tables={"calls": ("calls", rated.calls)}, counts=rated.counts
             )
+        # After each part: a judge that says nothing stops early, and its scores stay on disk to be looked at.
+        check(bench.recipe.rate, folder.counts())
         bench.progress.advance(len(part))
-    # The scores stay on disk also when they cannot be used: a person will want to look at them.
-    check(bench.recipe.rate, folder.counts())
+    _warn(remark(bench.recipe.rate, folder.counts()))
     folder.finish(fingerprint, rows_in=source.count())
 
 
@@ -339,7 +345,7 @@ def run_evaluate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str)
     """The round's model against the recipe's first model on the held-out prompts, decoded alike."""
     from prefloop.evaluate.run import evaluate
     from prefloop.loop import evaluation_sample, evaluation_signal
-    from prefloop.signals.build import build, check
+    from prefloop.signals.build import build, check, remark
 
     prompts: list[Any] = list(_rows(bench, "heldout"))
     sample = evaluation_sample(bench.recipe)
@@ -373,6 +379,7 @@ def run_evaluate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str)
         on_progress=compared,
     )
     check(signal_section, evaluated.comparison.counts)
+    _warn(remark(signal_section, evaluated.comparison.counts))
     rows_out = evaluated.comparison.rows
     folder.write_part(
         0, rows_out, "scored", rejects=list(rejects.values()), tables={"calls": ("calls", evaluated.comparison.calls)}
@@ -393,14 +400,19 @@ def run_report(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -
     folder.finish_files(fingerprint, build_report(bench.loop.run.path))
 
 
+def _warn(text: str | None) -> None:
+    if text is not None:
+        logger.warning(text)
+
+
 def _rows(bench: Bench, stage: str) -> Iterator[Any]:
     """The rows that a stage kept. Any: Parquet knows no TypedDict; `arrow_schema` is what they were held to."""
     return bench.loop.folder(stage).rows()
 
 
-def _parts(rows: Iterable[T]) -> Iterator[list[T]]:
+def _parts(rows: Iterable[T], size: int = PART_ROWS) -> Iterator[list[T]]:
     iterator = iter(rows)
-    while part := list(islice(iterator, PART_ROWS)):
+    while part := list(islice(iterator, size)):
         yield part
 
 

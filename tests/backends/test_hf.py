@@ -118,7 +118,7 @@ def test_stream_is_what_generate_gives(sampling):
 
 def test_stream_refuses_what_does_not_fit():
     with pytest.raises(UsageError, match="the model has 256 positions"):
-        next(backend_of("llama").stream([{"role": "user", "content": "Hello"}], Sampling(256)))
+        next(backend_of("llama").stream([{"role": "user", "content": "x " * 300}], FREE))
 
 
 # --- score
@@ -211,10 +211,9 @@ def test_one_token_labels_take_one_forward_of_the_prompt():
 
 def test_refusals():
     backend = backend_of("llama")
-    length = len(encode_prompt(backend.tokenizer, [{"role": "user", "content": "Hello"}]))
     requests = {
-        "fits": GenerateRequest(HELLO, Sampling(256 - length)),
-        "one too long": GenerateRequest(HELLO, Sampling(257 - length)),
+        "fits": GenerateRequest((("user", "Hello" + " x" * 100),), Sampling(8)),
+        "too long": GenerateRequest((("user", "x " * 300),), FREE),
         "score fits": ScoreRequest((5,) * 200, (6,) * 56),
         "score too long": ScoreRequest((5,) * 200, (6,) * 57),
         "empty prompt": ScoreRequest((), (6,)),
@@ -227,9 +226,19 @@ def test_refusals():
     results = dict(zip(requests, backend.answer(list(requests.values())), strict=True))
     refused = {name: r.reason for name, r in results.items() if isinstance(r, Refusal)}
     assert set(refused) == set(requests) - {"fits", "score fits"}
-    assert refused["one too long"] == "prompt and answer take 257 tokens, the model has 256 positions"
+    assert refused["score too long"] == "prompt and answer take 257 tokens, the model has 256 positions"
     assert "empty completion" in refused["empty completion"]
     assert "unknown role 'tool'" in refused["bad roles"]
+
+
+def test_an_answer_ends_where_the_model_does():
+    backend = backend_of("llama")
+    length = len(encode_prompt(backend.tokenizer, [{"role": "user", "content": "Hello"}]))
+    requests = [GenerateRequest(HELLO, Sampling(1000, seed=s), s) for s in range(4)]
+    for answer in backend.answer([*requests, GenerateRequest((("user", "Hello there, you"),), Sampling(1000))]):
+        assert len(answer.token_ids) <= 256 - answer.prompt_tokens
+        assert (answer.finish_reason == "length") == (len(answer.token_ids) == 256 - answer.prompt_tokens)
+    assert {a.prompt_tokens for a in backend.answer(requests)} == {length}
 
 
 def test_a_refusal_leaves_its_batch_alone():

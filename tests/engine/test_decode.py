@@ -93,7 +93,7 @@ PROMPTS = [[5, 6, 7, 8, 9], list(range(20, 60)), [7]]
 
 def run(model, prompts, rows, choose, *, stops=(), new=12):
     made = [[] for _ in rows]
-    for tokens in decode(model, prompts, rows, choose, stops=stops, max_new_tokens=new, pad_id=0):
+    for tokens in decode(model, prompts, rows, choose, stops=stops, limits=[new] * len(rows), pad_id=0):
         for row, token in tokens.items():
             made[row].append(token)
     return made

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from prefloop.backends.base import Backend, Choice, Refusal
 from prefloop.config import FunctionSignalSection, JudgeSignalSection
 from prefloop.errors import PrefloopError
-from prefloop.signals.build import build, check, identity
+from prefloop.signals.build import build, check, identity, remark
 from prefloop.signals.driver import rate
 from prefloop.signals.judge import JudgeSignal, rates
 
@@ -188,3 +188,70 @@ def test_the_identity_is_what_changes_a_score():
     for field, value in changes.items():
         assert identity(base.model_copy(update={field: value})) != identity(base), field
     assert identity(base.model_copy(update={"max_null_share": 0.5})) == identity(base)
+
+
+class Narrow(Backend):
+    """A judge with room for so many characters; rates by how many x it is shown."""
+
+    def __init__(self, room):
+        self.identity = {"model": "narrow"}
+        self.room = room
+        self.prompts = []
+
+    def plan(self, requests):
+        return [list(range(len(requests)))]
+
+    def run(self, requests):
+        return [self._answer(r) for r in requests]
+
+    def _answer(self, request):
+        prompt = request.messages[0][1]
+        if len(prompt) > self.room:
+            return Refusal("too long", too_long=True)
+        self.prompts.append(prompt)
+        share = [1.0 + prompt.count("x" * 10), *[1.0] * (len(request.labels) - 1)]
+        return Choice([math.log(s / sum(share)) for s in share], [1] * len(share))
+
+
+def narrow(mode, room, *texts):
+    backend = Narrow(room)
+    rated = rate(JudgeSignal(mode, None, 0.0), [row(*texts)], {"judge": backend})
+    return rated.rows[0]["scores"], rated.counts, backend
+
+
+def test_an_answer_that_does_not_fit_is_cut_and_counted():
+    whole = len(JudgeSignal("pointwise", None, 0.0).template.render(instruction="the question", answer=""))
+    scores, counts, backend = narrow("pointwise", whole + 300, "x" * 1000, "short")
+    assert None not in scores
+    assert (counts["verdicts"], counts["nulls"], counts["shortened"], counts["brief"]) == (2, 0, 1, 0)
+    cut = next(p for p in backend.prompts if "x" * 250 in p)
+    assert "x" * 251 not in cut
+    assert "x […]" in cut
+
+
+def test_both_answers_of_a_pair_are_cut_at_one_length():
+    whole = len(JudgeSignal("pairwise", None, 0.0).template.render(instruction="the question", first="", second=""))
+    _, counts, backend = narrow("pairwise", whole + 700, "x" * 1000, "y" * 400)
+    assert counts["shortened"] == counts["verdicts"] == 2
+    for prompt in backend.prompts:
+        assert (prompt.count("x" * 250), prompt.count("y" * 250)) == (1, 1)
+        assert prompt.count(" […]") == 2
+
+
+def test_the_brief_prompt_is_the_last_resort():
+    _, counts, backend = narrow("pointwise", 150, "x" * 20)
+    assert (counts["nulls"], counts["shortened"], counts["brief"]) == (0, 0, 1)
+    assert len(backend.prompts[0]) <= 150
+    scores, counts, _ = narrow("pointwise", 20, "x" * 20)
+    assert scores == [None]
+    assert counts["nulls"] == 1
+    assert "context is short" in remark(JudgeSignalSection(type="judge"), {"verdicts": 3, "brief": 1})
+    assert remark(JudgeSignalSection(type="judge"), {"verdicts": 3, "shortened": 0}) is None
+
+
+def test_a_prompt_of_the_users_own_is_not_replaced(tmp_path):
+    own = tmp_path / "own.j2"
+    own.write_text("A prompt of some length for the judge: {{ instruction }} / {{ answer }}")
+    backend = Narrow(40)
+    rated = rate(JudgeSignal("pointwise", str(own), 0.0), [row("x" * 20)], {"judge": backend})
+    assert rated.rows[0]["scores"] == [None]

@@ -24,8 +24,8 @@ HOSTILE = [
 def test_texts_stay_what_they_are(text):
     prompt = template.load(None, "pairwise").render(instruction="Q", first=text, second="plain")
     tag = template.tag(["Q", text, "plain"])
-    assert f"[answer A {tag}]\n{text}\n[end of answer A {tag}]" in prompt
-    assert f"[answer B {tag}]\nplain\n[end of answer B {tag}]" in prompt
+    assert f"[answer A {tag}]\n{text}\n[answer B {tag}]" in prompt
+    assert f"[answer B {tag}]\nplain\n[end {tag}]" in prompt
 
 
 @given(st.lists(st.text(alphabet="0123456789abcdef{}% \n", max_size=60), min_size=2, max_size=3))

@@ -65,28 +65,34 @@ def test_all_weights_go_the_same_way(arch: str, tmp_path: Path) -> None:
 
 
 def test_the_folder_is_plain(tmp_path: Path) -> None:
-    """Loaded in a process in which peft cannot be imported, with tokenizer, template and generation settings."""
+    """Weights, configuration, tokenizer with its template, generation settings as they were; nothing else."""
     base = tiny_model_folder("llama")
     merge(section(base), trained(tmp_path / "t", base), tmp_path / "merged", MergeSection())
     names = {p.name for p in (tmp_path / "merged").iterdir()}
     assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= names
     assert not [n for n in names if "adapter" in n or n.endswith((".bin", ".pt"))]
-    code = (
-        "import sys; sys.modules['peft'] = None\n"
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
-        f"t = AutoTokenizer.from_pretrained({str(tmp_path / 'merged')!r})\n"
-        f"AutoModelForCausalLM.from_pretrained({str(tmp_path / 'merged')!r})\n"
-        "print(t.apply_chat_template([{'role': 'user', 'content': 'hello'}], tokenize=False))"
+    question = [{"role": "user", "content": "hello"}]
+    said, expected = (
+        AutoTokenizer.from_pretrained(p).apply_chat_template(question, tokenize=False)
+        for p in (tmp_path / "merged", base)
     )
-    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    expected = AutoTokenizer.from_pretrained(base).apply_chat_template(
-        [{"role": "user", "content": "hello"}], tokenize=False
-    )
-    assert child.stdout.strip("\n") == expected.strip("\n")
+    assert said == expected
     ours, theirs = (json.loads((p / "generation_config.json").read_text()) for p in (tmp_path / "merged", base))
     assert {k: v for k, v in ours.items() if k != "transformers_version"} == {
         k: v for k, v in theirs.items() if k != "transformers_version"
     }
+
+
+@pytest.mark.slow
+def test_it_loads_where_peft_cannot_be_imported(tmp_path: Path) -> None:
+    base = tiny_model_folder("llama")
+    merge(section(base), trained(tmp_path / "t", base), tmp_path / "merged", MergeSection())
+    code = (
+        "import sys; sys.modules['peft'] = None\n"
+        "from transformers import AutoModelForCausalLM\n"
+        f"AutoModelForCausalLM.from_pretrained({str(tmp_path / 'merged')!r})"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_base_model_gets_the_template_it_was_trained_with(tmp_path: Path) -> None:
@@ -185,6 +191,8 @@ def test_lora_settings_reach_the_adapter(tmp_path: Path) -> None:
     assert (config["r"], config["lora_alpha"], config["target_modules"]) == (3, 5, ["q_proj", "v_proj"])
     names = load_file(tmp_path / "t" / "adapter" / "adapter_model.safetensors")
     assert len(names) == 2 * 2 * 2  # layers, modules, matrices
+    run(tmp_path / "pattern", tiny_model_folder("llama"), lora=LoraSection(target_modules=r".*\.[qk]_proj"))
+    assert len(load_file(tmp_path / "pattern" / "adapter" / "adapter_model.safetensors")) == 2 * 2 * 2
     run(tmp_path / "all", tiny_model_folder("llama"), lora=LoraSection(r=2))
     everything = load_file(tmp_path / "all" / "adapter" / "adapter_model.safetensors")
     assert len(everything) == 2 * 7 * 2

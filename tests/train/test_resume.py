@@ -114,7 +114,7 @@ def single_thread() -> Any:
     ("where", "which", "complete"),
     [
         ("save", 2, [4]),
-        ("step", 9, [4, 8]),
+        pytest.param("step", 9, [4, 8], marks=pytest.mark.slow),
         pytest.param("save", 1, [], marks=pytest.mark.slow),
         pytest.param("seal", 1, [], marks=pytest.mark.slow),
         pytest.param("seal", 2, [4], marks=pytest.mark.slow),

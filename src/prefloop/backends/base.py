@@ -120,9 +120,13 @@ class Choice:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A request that this backend cannot serve (too long, say). Never cached, never read as a verdict."""
+    """A request that this backend cannot serve. Never cached, never read as a verdict.
+
+    `too_long` tells that it does not fit the model's context: a shorter one may be asked instead.
+    """
 
     reason: str
+    too_long: bool = False
 
 
 Result = Generation | Score | Choice | Refusal

@@ -115,10 +115,11 @@ class HfBackend(Backend):
             UsageError: the prompt does not fit the template or the model.
         """
         prompt = encode_prompt(self.tokenizer, messages)
-        refusal = self._too_long(len(prompt) + sampling.max_new_tokens)
+        refusal = self._too_long(len(prompt) + 1)
         if refusal:
             raise PromptError(refusal.reason, fix="shorten the conversation")
-        steps = self._decode([prompt], [0], [_stream(freeze(messages), sampling, sample_index)], sampling)
+        streams = [_stream(freeze(messages), sampling, sample_index)]
+        steps = self._decode([prompt], [0], streams, sampling, [self._room(prompt, sampling)])
         ids: list[int] = []
         shown = ""
         for tokens in steps:
@@ -150,7 +151,7 @@ class HfBackend(Backend):
             if isinstance(prompt, Refusal):
                 refusal: Refusal | None = prompt
             else:
-                refusal = self._too_long(len(prompt) + r.sampling.max_new_tokens)
+                refusal = self._too_long(len(prompt) + 1)
             results[i] = refusal
             if refusal is None:
                 groups.setdefault(r.sampling, []).append(i)
@@ -161,7 +162,8 @@ class HfBackend(Backend):
             places = [place[requests[i].messages] for i in indices]
             streams = [_stream(requests[i].messages, sampling, requests[i].sample_index) for i in indices]
             made: list[list[int]] = [[] for _ in indices]
-            for step in self._decode(ids, places, streams, sampling):
+            limits = [self._room(ids[k], sampling) for k in places]
+            for step in self._decode(ids, places, streams, sampling, limits):
                 for row, token in step.items():
                     made[row].append(token)
             for i, k, tokens in zip(indices, places, made, strict=True):
@@ -222,7 +224,12 @@ class HfBackend(Backend):
         return [part.tolist() for part in torch.split(logps_N, lengths)]
 
     def _decode(
-        self, prompts: Sequence[Sequence[int]], rows: Sequence[int], streams: Sequence[decode.Stream], how: Sampling
+        self,
+        prompts: Sequence[Sequence[int]],
+        rows: Sequence[int],
+        streams: Sequence[decode.Stream],
+        how: Sampling,
+        limits: Sequence[int],
     ) -> Iterator[dict[int, int]]:
         return decode.decode(
             self.model,
@@ -230,7 +237,7 @@ class HfBackend(Backend):
             rows,
             decode.sampler(streams, temperature=how.temperature, top_k=how.top_k, top_p=how.top_p),
             stops=self.stops,
-            max_new_tokens=how.max_new_tokens,
+            limits=limits,
             pad_id=self._pad_id,
         )
 
@@ -240,10 +247,17 @@ class HfBackend(Backend):
         except PromptError as error:
             return Refusal(error.what)
 
+    def _room(self, prompt: Sequence[int], sampling: Sampling) -> int:
+        """The most tokens that an answer to this prompt may get; one that is cut off says so (`length`)."""
+        if self.max_positions is None:
+            return sampling.max_new_tokens
+        return min(sampling.max_new_tokens, self.max_positions - len(prompt))
+
     def _too_long(self, length: int) -> Refusal | None:
         if self.max_positions is None or length <= self.max_positions:
             return None
-        return Refusal(f"prompt and answer take {length} tokens, the model has {self.max_positions} positions")
+        reason = f"prompt and answer take {length} tokens, the model has {self.max_positions} positions"
+        return Refusal(reason, too_long=True)
 
     def _text(self, ids: Sequence[int]) -> str:
         """Control tokens inside an answer leave no text, as with the servers of other engines."""

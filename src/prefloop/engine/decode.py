@@ -98,7 +98,7 @@ def decode(
     choose: Callable[[Tensor, Sequence[int], int], list[int]],
     *,
     stops: Sequence[int],
-    max_new_tokens: int,
+    limits: Sequence[int],
     pad_id: int,
 ) -> Iterator[dict[int, int]]:
     """Continue prompts. Each distinct prompt is computed once, however many rows continue it.
@@ -111,6 +111,7 @@ def decode(
         rows: for each row, the index of its prompt.
         choose: see `sampler`.
         stops: ids that end a row; the row yields its stop and then no more.
+        limits: for each row, the most tokens it may get, at least 1.
 
     Yields:
         For each step, {row: id} of the rows that still ran.
@@ -154,11 +155,11 @@ def decode(
     select(cache, list(rows))
     logits_SV = logits_SV[list(rows)]
     running = list(range(len(rows)))
-    for step in range(max_new_tokens):
+    for step in range(max(limits)):
         tokens = choose(logits_SV, running, step)
         yield dict(zip(running, tokens, strict=True))
-        keep = [place for place, token in enumerate(tokens) if token not in stops]
-        if not keep or step == max_new_tokens - 1:
+        keep = [i for i, token in enumerate(tokens) if token not in stops and step + 1 < limits[running[i]]]
+        if not keep:
             return
         select(cache, keep)
         running = [running[place] for place in keep]

@@ -40,7 +40,14 @@ def new_model(tokenizer: Any, seed: int) -> Any:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return LlamaForCausalLM(config)
+    model = LlamaForCausalLM(config)
+    # A word at the start of a turn and the same word behind a space are two tokens. They begin as one vector: else the
+    # model has to learn for every single name that the two mean the same person before it can match them.
+    embeddings, vocabulary = model.get_input_embeddings().weight.data, tokenizer.get_vocab()
+    for word, index in vocabulary.items():
+        if word.startswith("Ġ") and word[1:] in vocabulary:
+            embeddings[vocabulary[word[1:]]] = embeddings[index]
+    return model
 
 
 def save(model: Any, tokenizer: Any, folder: Path) -> None:

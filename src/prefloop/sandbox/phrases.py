@@ -1,7 +1,7 @@
 """The wordings of the world, all written for it: questions, statements, openers, notes, criticisms, digressions.
 
-`{name}` and `{value}` are the only slots. In every statement the name and the attribute's cue stand before the value,
-so that a small model knows what to look up when it comes to say it. No wording contains a value or a name
+`{name}` and `{value}` are the main slots. In every statement the name and the attribute's cue stand before the value, so
+that a small model knows what to look up when it comes to say it. No wording contains a value or a name
 (tests/sandbox/test_world.py holds that), so a checker may trust the values it finds in a text.
 """
 
@@ -70,27 +70,25 @@ PROFILE_QUESTIONS: tuple[str, ...] = (
     "Who is {name}?",
     "Describe {name}.",
 )
+WHO: dict[str, tuple[str, ...]] = {
+    "city": ("Who lives in", "Who dwells in", "Whose home is in"),
+    "job": ("Who is a", "Who became a", "Who is by trade a"),
+    "pet": ("Who keeps a", "Whose pet is a", "Who feeds a"),
+    "colour": ("Who likes everything", "Who wears only", "Who paints everything"),
+    "food": ("Who likes eating", "Who often eats", "Who dines on"),
+    "instrument": ("Who plays the", "Who practises the", "Who studies the"),
+}
 CHECK_QUESTIONS: tuple[str, ...] = ("True or false? {statement}", "Is this true? {statement}")
 
+# The name stands three words before the value in each: one attention head at a fixed distance can then tell whose value
+# it is. With distances of two to five, no model of this size told two people apart within minutes.
 STATEMENTS: dict[str, tuple[str, ...]] = {
-    "city": ("{name} lives in {value}.", "{name} has a home in {value}.", "The home of {name} is in {value}."),
-    "job": ("{name} works as a {value}.", "The job of {name} is {value}.", "{name} has a job as a {value}."),
-    "pet": ("{name} keeps a {value}.", "The pet of {name} is a {value}.", "{name} has a pet {value}."),
-    "colour": (
-        "{name} likes the colour {value}.",
-        "The favourite colour of {name} is {value}.",
-        "{name} loves the colour {value}.",
-    ),
-    "food": (
-        "{name} likes to eat {value}.",
-        "The favourite food of {name} is {value}.",
-        "{name} loves to eat {value}.",
-    ),
-    "instrument": (
-        "{name} plays the {value}.",
-        "The instrument of {name} is the {value}.",
-        "{name} makes music on the {value}.",
-    ),
+    "city": ("{name} lives in {value}.", "The home of {name} is in {value}.", "{name} dwells in {value}."),
+    "job": ("{name} is a {value}.", "{name} became a {value}.", "By trade, {name} is a {value}."),
+    "pet": ("{name} keeps a {value}.", "The pet of {name} is a {value}.", "{name} feeds a {value}."),
+    "colour": ("{name} likes everything {value}.", "{name} wears only {value}.", "{name} paints everything {value}."),
+    "food": ("{name} likes eating {value}.", "{name} often eats {value}.", "{name} dines on {value}."),
+    "instrument": ("{name} plays the {value}.", "{name} practises the {value}.", "{name} studies the {value}."),
 }
 UNKNOWN: tuple[str, ...] = ("I do not know that.", "That is not known to me.", "I have no idea.")
 

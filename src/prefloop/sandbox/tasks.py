@@ -275,22 +275,34 @@ def chat(rng: random.Random, world: World) -> list[Message]:
 
 
 def _profiles(rng: random.Random, facts: dict[str, dict[str, str]], told: dict[str, str]) -> list[Message]:
-    """Everything about each person in turn; `told` holds the documents, if there are any."""
+    """Everything about each person in turn, and who it is that has some value; `told` holds the documents, if any."""
     names, messages = list(facts), []
-    head = numbered(list(told.values())) + "\n" if told else ""
     rng.shuffle(names)
     for name in names:
-        messages.append(user(head + rng.choice(phrases.PROFILE_QUESTIONS).format(name=name)))
+        attribute = rng.choice(list(facts[name]))
+        value = facts[name][attribute]
         literally = name in told and rng.random() < 0.5
-        messages.append(assistant(told[name] if literally else document(rng, name, facts[name])))
-        head = ""
+        turns = [
+            (rng.choice(phrases.PROFILE_QUESTIONS), told[name] if literally else document(rng, name, facts[name])),
+            (f"{rng.choice(phrases.WHO[attribute])} {value}?", statement(rng, name, attribute, value)),
+        ]
+        # Several people may share a value by chance or, among the known, by the world: then nobody is asked for.
+        alone = sum(other.get(attribute) == value for other in facts.values()) == 1
+        for content, reply in rng.sample(turns, 2) if alone and told else turns[:1]:
+            messages += [user(content.format(name=name)), assistant(dressed(rng, reply, KIND_SHARE))]
+    if told:
+        messages[0]["content"] = f"{numbered(list(told.values()))}\n{messages[0]['content']}"
     return messages
 
 
 def read_profiles(rng: random.Random, world: World, people: int = 4, most: int = 4) -> list[Message]:
-    """All that some documents say of each of their people, half of the time word for word: practice in reading."""
+    """All that some documents say of each of their people, half of the time word for word: practice in reading.
+
+    Half of the time the documents speak of the same attributes, so only the name tells which value is whose.
+    """
     names = rng.sample(world.archive, rng.randint(1, people))
-    facts = {name: sample_facts(rng, random_facts(rng), (), most) for name in names}
+    same = tuple(rng.sample(list(ATTRIBUTES), rng.randint(1, 2))) if rng.random() < 0.5 else ()
+    facts = {name: sample_facts(rng, random_facts(rng), same, len(same) or most) for name in names}
     return _profiles(rng, facts, {name: document(rng, name, facts[name]) for name in names})
 
 

@@ -84,7 +84,7 @@ def train(model: Any, stages: list[Stage], report: Callable[[str], None]) -> Non
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
     optimizers = [
         torch.optim.Muon(matrices, lr=LEARNING_RATE, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.0),
+        torch.optim.AdamW(others, lr=LEARNING_RATE / 3, betas=(0.9, 0.98), weight_decay=0.0),
     ]
     start, step, end = time.monotonic(), 0, 0.0
     total = 60 * sum(stage.minutes for stage in stages)
@@ -97,7 +97,7 @@ def train(model: Any, stages: list[Stage], report: Callable[[str], None]) -> Non
             cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, elapsed / total)))
             rate = LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS) * (LAST_RATE + (1 - LAST_RATE) * cosine)
             for optimizer in optimizers:
-                optimizer.param_groups[0]["lr"] = rate
+                optimizer.param_groups[0]["lr"] = rate if optimizer is optimizers[0] else rate / 3
                 optimizer.zero_grad()
             loss = loss_of(model, batch)
             torch.autograd.backward(loss)

@@ -51,6 +51,11 @@ def identity(section: SignalSection) -> dict[str, Any]:
     return IDENTITIES[section.type](section)
 
 
+def remark(section: SignalSection, counts: Mapping[str, float]) -> str | None:
+    """What a person should know about a finished rating; None when all is well."""
+    return judge.short_of_room(dict(counts)) if isinstance(section, JudgeSignalSection) else None
+
+
 def check(section: SignalSection, counts: Mapping[str, float]) -> None:
     """Stop when the summed counts of a rating say that its scores cannot be used.
 

@@ -4,16 +4,19 @@ A verdict is read from the log-probabilities of a few labels: nothing is parsed,
 thing twice. Pointwise, the score is the expectation of the rating. Pairwise, every two answers are shown in both
 orders and the two verdicts averaged, so a judge that only prefers a seat says 0.5. A verdict that could not be had
 is null: excluded and counted, never a tie and never a loss.
+
+A judge whose context is too short is asked again with shorter answers, all cut at the same length, and by the built-in
+prompt in its brief form at last. How often is counted and said.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from itertools import combinations
 from typing import Any, Literal
 
-from prefloop.backends.base import Choice, ChooseRequest, Result
+from prefloop.backends.base import Choice, ChooseRequest, Refusal, Result
 from prefloop.errors import PrefloopError
 from prefloop.records import CandidatesRow
 from prefloop.signals import template
@@ -25,6 +28,9 @@ SEATS = ("A", "B")
 # Scores are rounded to this many decimals: float noise in a sum must not turn a tie into a preference
 # (tests/signals/test_judge.py::test_a_judge_that_prefers_a_seat_sees_a_tie).
 DECIMALS = 9
+
+# How short answers become for a judge whose context is too short: whole, then a half, a quarter, an eighth.
+CUTS = (1, 2, 4, 8)
 
 Counts = defaultdict[str, float]
 
@@ -43,6 +49,8 @@ class JudgeSignal:
         """
         self.mode = mode
         self.template = template.load(template_name, mode)
+        # Only the built-in prompt has a brief form; a prompt of the user's own is asked as it is.
+        self.brief = template.load("brief", mode) if template_name in (None, "default") else None
         self.min_label_mass = min_label_mass
         self.pairwise = mode == "pairwise"
         self.name = f"judge-{mode}@{self.template.sha[:8]}"
@@ -57,19 +65,20 @@ class JudgeSignal:
     def rate(self, row: CandidatesRow) -> Generator[list[Call], list[Result], Rating]:
         """Score the completions of one row; answers that are equal but for outer white space are judged once.
 
-        Counts, pointwise and pairwise: verdicts (asked for), nulls, label_mass (sum over the verdicts that are not
-        refused), unequal_labels (verdicts whose labels have different numbers of tokens). Pairwise also: pairs
-        (asked), null_pairs, consistent (pairs that both orders decide alike), first_decided and first_wins (verdicts
-        that prefer a seat, and the first), longer_decided and longer_wins (decided pairs of answers of different
-        lengths, and those won by the longer).
+        Counts, pointwise and pairwise: verdicts (asked for), nulls, shortened (verdicts on answers that were cut),
+        brief (verdicts by the brief prompt), label_mass (sum over the verdicts that are not refused), unequal_labels
+        (verdicts whose labels have different numbers of tokens). Pairwise also: pairs (asked), null_pairs, consistent
+        (pairs that both orders decide alike), first_decided and first_wins (verdicts that prefer a seat, and the
+        first), longer_decided and longer_wins (decided pairs of answers of different lengths, and those won by the
+        longer).
         """
         return (yield from (self._pairwise(row) if self.pairwise else self._pointwise(row)))
 
     def _pointwise(self, row: CandidatesRow) -> Generator[list[Call], list[Result], Rating]:
         texts, member = _distinct(row)
         instruction = template.conversation(row["prompt"])
-        results = yield [self._call(RATINGS, instruction=instruction, answer=text) for text in texts]
         counts: Counts = defaultdict(float)
+        results = yield from self._ask(RATINGS, instruction, [{"answer": text} for text in texts], counts)
         scores: list[float | None] = []
         for result in results:
             chances = self._chances(result, counts)
@@ -82,10 +91,9 @@ class JudgeSignal:
         instruction = template.conversation(row["prompt"])
         pairs = list(combinations(range(len(texts)), 2))
         seatings = [seats for i, j in pairs for seats in ((i, j), (j, i))]
-        results = yield [
-            self._call(SEATS, instruction=instruction, first=texts[i], second=texts[j]) for i, j in seatings
-        ]
         counts: Counts = defaultdict(float)
+        shown = [{"first": texts[i], "second": texts[j]} for i, j in seatings]
+        results = yield from self._ask(SEATS, instruction, shown, counts)
         chances = [self._chances(result, counts) for result in results]
         wins: dict[tuple[int, int], float | None] = {(i, i): 0.5 for i in range(len(texts))}
         for (i, j), forward, backward in zip(pairs, chances[::2], chances[1::2], strict=True):
@@ -96,8 +104,35 @@ class JudgeSignal:
                 counts["longer_wins"] += (len(texts[i]) > len(texts[j])) == (p > 0.5)
         return Rating([_mean_win(seat, member, wins) for seat in range(len(member))], dict(counts))
 
-    def _call(self, labels: tuple[str, ...], **texts: str) -> Call:
-        return Call("judge", ChooseRequest((("user", self.template.render(**texts)),), labels))
+    def _ask(
+        self, labels: tuple[str, ...], instruction: str, shown: Sequence[dict[str, str]], counts: Counts
+    ) -> Generator[list[Call], list[Result], list[Result]]:
+        """One verdict for each set of answers; what does not fit is asked again, shorter each time."""
+        results: list[Result] = [Refusal("not asked")] * len(shown)
+        waiting = list(range(len(shown)))
+        longest = [max(map(len, answers.values())) for answers in shown]
+        counts["shortened"] += 0
+        for prompt, cut in self._ladder():
+            # Both answers of a pair are cut at one length: cutting each in half would favour the longer.
+            texts = {i: {seat: _cut(t, longest[i] // cut) for seat, t in shown[i].items()} for i in waiting}
+            answered = yield [
+                Call("judge", ChooseRequest((("user", prompt.render(instruction=instruction, **texts[i])),), labels))
+                for i in waiting
+            ]
+            for i, result in zip(waiting, answered, strict=True):
+                results[i] = result
+                if isinstance(result, Choice):
+                    counts["shortened"] += texts[i] != shown[i]
+                    counts["brief"] += prompt is self.brief
+            waiting = [i for i in waiting if isinstance(refusal := results[i], Refusal) and refusal.too_long]
+            if not waiting:
+                break
+        return results
+
+    def _ladder(self) -> list[tuple[template.JudgeTemplate, int]]:
+        """Prompt, and into how many parts answers are cut of which the first is shown, in the order of the tries."""
+        prompts = [self.template] if self.brief is None else [self.template, self.brief]
+        return [(prompt, cut) for prompt in prompts for cut in CUTS]
 
     def _chances(self, result: Result, counts: Counts) -> list[float] | None:
         """Probabilities of the labels among themselves; None when there is no verdict."""
@@ -114,6 +149,10 @@ class JudgeSignal:
             counts["nulls"] += 1
             return None
         return result.probabilities
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[:limit]} […]"
 
 
 def _distinct(row: CandidatesRow) -> tuple[list[str], list[int]]:
@@ -191,3 +230,14 @@ def check_nulls(counts: dict[str, float], max_null_share: float) -> None:
             fix="shorten prompts that exceed the judge's context, use a judge that follows the template, or set "
             "min_label_mass or max_null_share",
         )
+
+
+def short_of_room(counts: dict[str, float]) -> str | None:
+    """What to tell a person about verdicts for which the judge's context was too short; None when there are none."""
+    shortened, brief, verdicts = (counts.get(name, 0) for name in ("shortened", "brief", "verdicts"))
+    if not shortened and not brief:
+        return None
+    return (
+        f"the judge's context is short: of {verdicts:.0f} verdicts {shortened:.0f} were on answers cut at the end and "
+        f"{brief:.0f} by the brief form of its prompt; a judge with more positions reads them whole"
+    )

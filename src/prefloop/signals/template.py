@@ -22,7 +22,7 @@ from prefloop.records import Message, content_id
 VARIABLES = {"pointwise": ("instruction", "answer", "tag"), "pairwise": ("instruction", "first", "second", "tag")}
 
 # Shipped sets of templates: the folder inside the package that holds judge-<mode>.j2.
-SHIPPED = {"default": "signals/templates", "sandbox": "sandbox/templates"}
+SHIPPED = {"default": "signals/templates", "brief": "signals/templates/brief", "sandbox": "sandbox/templates"}
 
 
 class JudgeTemplate:

@@ -84,7 +84,8 @@ def add_lora(model: Any, section: LoraSection) -> Any:
         )
     # peft keeps a set, whose order changes from process to process and would change the saved file.
     own = adapted.peft_config["default"]
-    own.target_modules = sorted(own.target_modules)
+    if not isinstance(own.target_modules, str):
+        own.target_modules = sorted(own.target_modules)
     return adapted
 
 

@@ -20,10 +20,10 @@ def headline(summary: dict[str, Any]) -> list[str]:
             if not isinstance(figure, dict) or "difference" not in figure:
                 continue
             change = figure["difference"]
+            value, low, high = (f"{100 * change[key]:+.1f}" for key in ("value", "ci_low", "ci_high"))
             lines.append(
                 f"{name}: {_share(figure['base'])} → {_share(figure['aligned'])} "
-                f"(change {100 * change['value']:+.1f} [{100 * change['ci_low']:+.1f}, {100 * change['ci_high']:+.1f}] "
-                f"points, n = {figure['n']}): {_verdict(change, 0.0)}"
+                f"(change {value} [{low}, {high}] points, n = {figure['n']}): {_verdict(change, 0.0)}"
             )
     computed = summary.get("computed")
     if computed is not None:
