@@ -236,7 +236,7 @@ def plan(recipe: Recipe, cache: Cache | None) -> list[Stage]:
         training = recipe.train.model_dump(exclude={"report_to", "save_steps", "logging_steps"})
         add("train", r, {"train": training, "model": policy, "seed": recipe.seed}, (pair, *merged), "train", "engine")
         place = "model" if r == recipe.rounds else "stage"
-        add("merge", r, {"merge": recipe.merge.model_dump(), "place": place}, (train,), "train/adapters.py")
+        add("merge", r, {"merge": recipe.merge.model_dump(), "place": place}, (train,), "train/adapters.py", "train/run.py", "engine")
         evaluation = recipe.evaluate.model_dump(exclude={"prompts", "judge", "holdout"})
         evaluation |= {
             "sample": evaluation_sample(recipe).model_dump(),

@@ -306,9 +306,12 @@ def run_train(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) ->
         bench.loop.run.metric(round=stage.round, **record)
         bench.progress.update(**{k: record[k] for k in ("loss", "rewards/accuracies") if k in record})
 
-    def on_step(done: int, total: int) -> None:
-        bench.progress.total(total, "steps")
-        bench.progress.at(done)
+    def showing(unit: str) -> Callable[[int, int], None]:
+        def show(done: int, total: int) -> None:
+            bench.progress.total(total, unit)
+            bench.progress.at(done)
+
+        return show
 
     result = train(
         bench.loop.policy(stage.round),
@@ -319,7 +322,8 @@ def run_train(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) ->
         out=folder.path,
         cache=bench.cache,
         on_log=on_log,
-        on_step=on_step,
+        on_step=showing("steps"),
+        on_reference=showing("reference answers"),
     )
     folder.finish_files(fingerprint, extra=result)
 

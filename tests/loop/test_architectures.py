@@ -10,6 +10,7 @@ from tests.tiny_models import tiny_model_folder
 from typer.testing import CliRunner
 
 from prefloop.cli import app
+from prefloop.engine.templates import PLAIN
 
 
 @pytest.mark.parametrize("arch", ["llama", "qwen3", "mistral", "gemma3", "gpt_neox"])
@@ -33,4 +34,4 @@ def test_judge_dpo_runs_on(arch, tmp_path, monkeypatch):
     assert type(after) is type(before)
     assert any((a != b).any() for a, b in zip(before.state_dict().values(), after.state_dict().values(), strict=True))
     own, merged = (AutoTokenizer.from_pretrained(f).chat_template for f in (folder, tmp_path / "out" / "model"))
-    assert merged == own
+    assert merged == (own or PLAIN)  # GPT-NeoX is a base model without one

@@ -29,15 +29,15 @@ TASKS: dict[str, Task] = {
 FIRST: dict[str, float] = {"short_profiles": 1.0}
 READING: dict[str, float] = {"short_profiles": 0.2, "read_profiles": 0.4, "documents": 0.4}
 MAIN: dict[str, float] = {
-    "question": 0.18,
-    "styled": 0.17,
-    "criticised": 0.12,
-    "rewriting": 0.08,
-    "documents": 0.12,
+    "question": 0.17,
+    "styled": 0.16,
+    "criticised": 0.11,
+    "rewriting": 0.06,
+    "documents": 0.14,
     "pairwise": 0.12,
     "pointwise": 0.07,
     "chat": 0.02,
-    "read_profiles": 0.04,
+    "read_profiles": 0.07,
     "known_profiles": 0.04,
     "checks": 0.04,
 }

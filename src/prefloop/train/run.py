@@ -57,6 +57,7 @@ def train(
     cache: Cache,
     on_log: Callable[[Record], None] = lambda record: None,
     on_step: Callable[[int, int], None] = lambda done, total: None,
+    on_reference: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Train a model on pairs.
 
@@ -66,6 +67,7 @@ def train(
         cache: holds reference log-probabilities.
         on_log: records with `kind` ("train", "validation"), `step`, `epoch` and metrics; see `PreferenceTrainer`.
         on_step: called with (optimiser steps done, steps in all).
+        on_reference: called with (answers done, answers in all) while the reference scores them, before the first step.
 
     Returns:
         The content of `trained.json`: pairs, rejected, steps, first_loss, final, validation, parameters,
@@ -119,6 +121,7 @@ def train(
             precision=precision,
             batch_size=2 * micro,
             pad_id=pad_id,
+            on_batch=on_reference,
         )
         pairs, validation = both[: len(pairs)], both[len(pairs) :]
 

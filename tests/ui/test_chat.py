@@ -1,0 +1,56 @@
+"""The terminal chat, by its command, with lines on stdin."""
+
+from __future__ import annotations
+
+import pytest
+from tests.tiny_models import tiny_model_folder
+from typer.testing import CliRunner
+
+from prefloop.cli import app
+from prefloop.ui import chat
+
+
+@pytest.fixture
+def answers(monkeypatch):
+    """The conversations that the model was asked to continue."""
+    seen = []
+
+    def answer(backend, turns, temperature, max_new_tokens, seed):
+        seen.append([(m["role"], m["content"]) for m in turns])
+        return f"answer {len(seen)}"
+
+    monkeypatch.setattr(chat, "_answer", answer)
+    return seen
+
+
+def talk(lines, *arguments):
+    return CliRunner().invoke(app, ["chat", str(tiny_model_folder("llama")), *arguments], input="\n".join(lines) + "\n")
+
+
+def test_the_conversation_grows_and_resets(answers):
+    done = talk(["Hello", "", "And then?", "/reset", "Again", "/quit", "never read"], "--system", "Be brief.")
+    assert done.exit_code == 0
+    system = ("system", "Be brief.")
+    assert answers == [
+        [system, ("user", "Hello")],
+        [system, ("user", "Hello"), ("assistant", "answer 1"), ("user", "And then?")],
+        [system, ("user", "Again")],
+    ]
+
+
+def test_a_system_message_starts_over(answers):
+    talk(["Hello", "/system Be kind.", "Hello", "/what"])
+    assert answers == [[("user", "Hello")], [("system", "Be kind."), ("user", "Hello")]]
+
+
+def test_a_real_answer_is_streamed_and_repeats_with_the_seed():
+    first, second = (talk(["Hello"], "--max-new-tokens", "8", "--seed", "3") for _ in range(2))
+    assert first.exit_code == 0
+    assert first.stdout.strip()
+    assert first.stdout == second.stdout
+
+
+def test_a_missing_model_is_one_message(tmp_path):
+    done = CliRunner().invoke(app, ["chat", str(tmp_path / "nosuch")], input="Hello\n")
+    assert done.exit_code != 0
+    assert type(done.exception).__name__ == "UsageError"
