@@ -43,6 +43,15 @@ def test_overrides(recipe, override, read):
     assert read(load_recipe(recipe, [override]))
 
 
+def test_another_type_drops_the_settings_of_the_old_one(recipe):
+    # In any order: the README shows the type first, a script may not.
+    overrides = ["rate.mode=pairwise", "rate.callable=my:score", "rate.type=function"]
+    assert load_recipe(recipe, overrides[1:]).rate.callable == "my:score"
+    assert (
+        load_recipe("judge-dpo", ["model=m", "rate.type=function", "rate.callable=my:score"]).rate.type == "function"
+    )
+
+
 def test_later_overrides_win(recipe):
     assert load_recipe(recipe, ["sample.n=2", "sample.n=3"]).sample.n == 3
 

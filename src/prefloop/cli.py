@@ -92,9 +92,9 @@ def _run(
             raise Interrupted(
                 "stopped; everything finished so far is kept", fix="start the same command again to go on"
             ) from interruption
-    _print_summary(summary, folder)
+    _print_summary(summary)
     if as_json:
-        print(json.dumps(summary, ensure_ascii=False))
+        print(json.dumps(summary))
 
 
 def _dry_run(recipe: Any, folder: Path, as_json: bool) -> None:
@@ -109,15 +109,15 @@ def _dry_run(recipe: Any, folder: Path, as_json: bool) -> None:
         print(json.dumps({"stages": rows}))
 
 
-def _print_summary(summary: dict[str, Any], folder: Path) -> None:
+def _print_summary(summary: dict[str, Any]) -> None:
     from prefloop.ui.summary import headline
 
     console = Console(stderr=True, highlight=False)
     for line in headline(summary):
         console.print(escape(line))
-    for name in ("report.html", "model"):
-        if (folder / name).exists():
-            console.print(f"{name.partition('.')[0]}: {escape(str(folder / name))}")
+    for name in ("report", "model"):
+        if name in summary:
+            console.print(f"{name}: {escape(summary[name])}")
 
 
 def _stage_verb(verb: str, text: str) -> None:
@@ -187,9 +187,9 @@ def status(
     from prefloop.status import run_status, runs_in
 
     if (run / "manifest.json").is_file():
-        result: dict[str, Any] = run_status(run, cache_path())
+        result: dict[str, Any] = run_status(run)
         _table(
-            f"{result['name']} in {run}",
+            f"{result['name']} in {run}" + (f", process {result['process']} is on it" if result["process"] else ""),
             ["", "stage", "state", "kept", "rejected", "seconds"],
             [
                 [s["number"], s["stage"], s["state"], s.get("kept", ""), s.get("rejected", ""), s.get("seconds", "")]

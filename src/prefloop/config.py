@@ -27,7 +27,8 @@ def _path_shorthand(data: Any, *names: str) -> Any:
 class Section(BaseModel):
     """Base of all sections: frozen, unknown keys refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Defaults are validated too: 32 and 32.0 must not give two fingerprints.
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 class ModelSection(Section):
@@ -226,7 +227,7 @@ class Recipe(Section):
     name: str = Field(pattern=r"^[\w.-]+$")
     model: ModelSection
     prompts: PromptsSection
-    seed: int = Field(0, description="Of sampling, pairing, splits and training.")
+    seed: int = Field(0, description="Of sampling, random pairing and training.")
     rounds: int = Field(1, gt=0, description="The merged model samples again, on prompts not used before.")
     sample: SampleSection = SampleSection()
     rate: SignalSection
@@ -293,7 +294,8 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
         raise UsageError(f"not readable as YAML: {error}", where=str(path)) from error
     if not isinstance(data, dict):
         raise UsageError("a recipe is a mapping of sections", where=str(path))
-    for override in overrides or []:
+    # The type of a section first: its other settings are those of the new type.
+    for override in sorted(overrides or [], key=lambda o: not o.partition("=")[0].endswith(".type")):
         _apply(data, override)
     return parse_recipe(data, where=name)
 
@@ -327,6 +329,9 @@ def _apply(data: dict[str, Any], override: str) -> None:
         node[name] = inner
         node = inner
     old = node.get(names[-1])
+    if names[-1] == "type" and old not in (None, value):
+        # What was set for another type means nothing to this one.
+        node.clear()
     if isinstance(old, dict) and "path" in old and isinstance(value, str):
         node[names[-1]] = {**old, "path": value}
     else:

@@ -6,7 +6,7 @@ import os
 import platform
 import shutil
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from prefloop import __version__
@@ -39,7 +39,14 @@ def _python() -> bool:
 
 def _packages() -> list[Check]:
     names = ("torch", "transformers", "peft", "datasets", "accelerate")
-    return [_check(name, version(name), "ok") for name in names]
+    return [_package(name) for name in names]
+
+
+def _package(name: str) -> Check:
+    try:
+        return _check(name, version(name), "ok")
+    except PackageNotFoundError:
+        return _check(name, "not installed: pip install prefloop brings it", "fail")
 
 
 def _devices() -> Check:
@@ -67,9 +74,16 @@ def _disk() -> Check:
 
 
 def _cache(path: Path) -> Check:
-    from prefloop.store.cache import Cache
+    from prefloop.store.cache import ELSEWHERE, Cache, refuse_place
 
     try:
+        if not path.exists():
+            # Looked at only: a check-up leaves nothing behind.
+            refuse_place(path)
+            folder = next(p for p in path.absolute().parents if p.exists())
+            if not (folder.is_dir() and os.access(folder, os.W_OK)):
+                return _check("cache", f"nothing can be written in {folder}; {ELSEWHERE}", "fail")
+            return _check("cache", f"{path}: not there yet, the first run makes it", "ok")
         with Cache(path) as cache:
             groups = cache.ls()
     except PrefloopError as error:
@@ -89,7 +103,10 @@ def _sandbox() -> Check:
     from prefloop.backends.hf import HfBackend
     from prefloop.config import ModelSection
 
-    backend = HfBackend.load(ModelSection(path="sandbox"))
+    try:
+        backend = HfBackend.load(ModelSection(path="sandbox"))
+    except PrefloopError as error:
+        return _check("embedded model", str(error), "fail")
     request = GenerateRequest((("user", "Hello!"),), Sampling(max_new_tokens=16, temperature=0.0))
     answer = backend.answer([request])[0]
     said = answer.text if isinstance(answer, Generation) else answer

@@ -4,30 +4,31 @@ A stage is done when its `_SUCCESS.json` carries its fingerprint: the hash of it
 inputs, and of the code that computes it. Fingerprints chain through content, so a stage that ran again and gave the
 same rows leaves everything after it done, and editing a late stage keeps the early ones.
 
-Planning and skipping import neither torch nor network code (tests/test_imports.py).
+Planning and skipping import neither torch nor network code (tests/test_layers.py).
 """
 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cache as cache_in_memory
 from pathlib import Path
 from typing import Any
 
 from prefloop import manifest
-from prefloop.config import JudgeSignalSection, ModelSection, PromptsSection, Recipe, SampleSection
+from prefloop.config import JudgeSignalSection, ModelSection, Recipe, SampleSection
 from prefloop.engine.load import resolve_model_path
-from prefloop.errors import Interrupted, UsageError
+from prefloop.errors import UsageError
 from prefloop.store.cache import Cache
-from prefloop.store.fingerprint import code_digest, digest, file_digest, model_digest
+from prefloop.store.fingerprint import code_digest, digest, file_digest, model_digest, resolve_commit
 from prefloop.store.rundir import RunDir
 from prefloop.store.stagedir import StageDir
 from prefloop.ui.progress import Progress
 
-VERBS = ("sample", "rate", "pair", "train", "merge", "evaluate", "report")
+# Settings of the train section that change no weight beyond rounding: a training goes on when they are edited.
+_COSMETIC = {"report_to", "save_steps", "logging_steps", "micro_batch_size", "gradient_checkpointing"}
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Stage:
         verb: which box it is.
         settings: everything configured that changes its result.
         inputs: names of the stages it reads.
-        code: the boxes of the package whose code computes it.
+        code: digest of the boxes of the package that compute it, taken when the run was planned.
     """
 
     number: int
@@ -48,7 +49,7 @@ class Stage:
     round: int
     settings: dict[str, Any]
     inputs: tuple[str, ...]
-    code: tuple[str, ...]
+    code: str
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,27 @@ class Loop:
     stages: list[Stage] = field(init=False)
 
     def __post_init__(self) -> None:
+        # A run keeps the hub commits that it began with, whatever happens upstream.
+        manifest_before = self.run.read_manifest() or {}
+        self.commits: dict[str, str] = dict(manifest_before.get("commits", {}))
+        self._pin()
+
+    def _pin(self) -> None:
+        self.recipe = pinned(self.recipe, self.commits)
         self.stages = plan(self.recipe, self.cache)
+
+    def resolve(self) -> None:
+        """Turn the branches of hub models into commits, before anything is computed with them.
+
+        Raises:
+            UsageError: the hub does not know a model, or cannot be reached.
+        """
+        for section in models_of(self.recipe):
+            name = f"{section.path}@{section.revision or 'main'}"
+            commit = resolve_commit(resolve_model_path(section.path), section.revision)
+            if commit is not None and commit != section.revision:
+                self.commits[name] = commit
+        self._pin()
 
     def previous(self, stage: Stage) -> str:
         """Name of the stage before this one in the same round."""
@@ -97,7 +118,7 @@ class Loop:
         inputs = [[name, contents[name]] for name in stage.inputs]
         if any(content is None for _, content in inputs):
             return None
-        return digest([stage.verb, stage.round, stage.settings, inputs, code_digest(*stage.code)])
+        return digest([stage.verb, stage.round, stage.settings, inputs, stage.code])
 
     def survey(self) -> list[Planned]:
         """Every stage with its state."""
@@ -106,12 +127,7 @@ class Loop:
         for stage in self.stages:
             fingerprint = self.fingerprint(stage, contents)
             folder = self.folder(stage.name)
-            if fingerprint is None:
-                state = "waits"
-            elif folder.is_done(fingerprint):
-                state = "done"
-            else:
-                state = "partial" if folder.has_work(fingerprint) else "todo"
+            state = stage_state(folder, fingerprint)
             success = folder.success() if state == "done" else None
             contents[stage.name] = None if success is None else success["content"]
             planned.append(Planned(stage, state, fingerprint, success))
@@ -121,7 +137,7 @@ class Loop:
         """Where a merge stage writes: the last round's model is the run's `model/`."""
         if stage.round == self.recipe.rounds:
             return self.run.path / "model"
-        return self.run.stage(stage.number, stage.name).path / "model"
+        return self.folder(stage.name).path / "model"
 
     def policy(self, round_number: int) -> ModelSection:
         """The model that samples in a round, from 1: the recipe's, then the model merged in the round before."""
@@ -137,55 +153,73 @@ class Loop:
             until: stop behind the last stage of this verb; without it run to the end.
 
         Returns:
-            The summary (summary.json).
+            The summary (summary.json), with the names of the stages that were computed.
 
         Raises:
             PrefloopError: a stage failed; what is done stays done.
         """
-        handler = _Warnings(self.run, progress)
-        logger = logging.getLogger("prefloop")
-        logger.addHandler(handler)
-        try:
-            return self._execute(progress, until)
-        finally:
-            logger.removeHandler(handler)
+        with _warnings_to(self.run, progress) as warnings:
+            computed = self._execute(progress, until, warnings)
+        summary = manifest.summarize(self)
+        if summary != self.run.read_summary():
+            self.run.write_summary(summary)
+        return {**summary, "computed": computed}
 
-    def _execute(self, progress: Progress, until: str | None) -> dict[str, Any]:
+    def _execute(self, progress: Progress, until: str | None, warnings: _Warnings) -> list[str]:
         from prefloop import stages as runners
 
         last = max((s.number for s in self.stages if s.verb == until), default=len(self.stages))
-        todo = [s for s in self.stages if s.number <= last]
-        bench = None
-        computed = []
+        bench: runners.Bench | None = None
+        computed: list[str] = []
         contents: dict[str, str | None] = {}
-        for stage in todo:
+        for number in range(1, last + 1):
+            stage = self.stages[number - 1]
             fingerprint = self.fingerprint(stage, contents)
             folder = self.folder(stage.name)
-            assert fingerprint is not None, "the inputs of a stage are finished before it"
-            if folder.is_done(fingerprint):
+            if fingerprint is not None and folder.is_done(fingerprint):
                 progress.skip(stage.name, "done before")
             else:
                 if bench is None:
-                    self.run.write_manifest(manifest.describe(self))
+                    self._check_same_model()
+                    self.resolve()
                     bench = runners.Bench(self, progress)
-                progress.stage(stage.name, stage.number, len(todo))
-                self.run.event("stage_started", stage=stage.name, fingerprint=fingerprint)
-                self.run.log(f"{stage.name} starts")
-                started = time.monotonic()
-                runners.RUNNERS[stage.verb](bench, stage, folder, fingerprint)
-                bench.note_usage(stage)
+                    bench.preflight()
+                    stage = self.stages[number - 1]
+                    fingerprint = self.fingerprint(stage, contents)
+                assert fingerprint is not None, "the inputs of a stage are finished before it"
+                if folder.success() is not None:
+                    progress.note(f"{stage.name}: settings, inputs or code changed since it ran; it runs again")
+                self.run.write_manifest(manifest.describe(self))
+                progress.stage(stage.name, number, last)
+                warnings.at = {"stage": stage.name, "fingerprint": fingerprint}
+                bench.run(stage, folder, fingerprint)
                 computed.append(stage.name)
-                seconds = round(time.monotonic() - started, 3)
-                self.run.event("stage_finished", stage=stage.name, seconds=seconds)
-                self.run.log(f"{stage.name} is done after {seconds} s")
             success = folder.success()
             assert success is not None, "a stage ends with its mark"
             contents[stage.name] = success["content"]
         if bench is not None:
             bench.close()
-        if computed or self.run.read_summary() is None:
-            self.run.write_summary(manifest.summarize(self))
-        return {**(self.run.read_summary() or {}), "computed": computed}
+            self.run.write_manifest(manifest.describe(self))
+        return computed
+
+    def _check_same_model(self) -> None:
+        """A finished run of another model is not overwritten because both have the recipe's name."""
+        before = (self.run.read_manifest() or {}).get("recipe", {}).get("model", {}).get("path")
+        if before not in (None, self.recipe.model.path):
+            raise UsageError(
+                f"holds a run that began from {before}, not from {self.recipe.model.path}",
+                where=str(self.run.path),
+                fix="give another folder with --out, or remove this one",
+            )
+
+
+def stage_state(folder: StageDir, fingerprint: str | None) -> str:
+    """done, partial (an interrupted run left something), todo, or waits (the fingerprint is not known yet)."""
+    if fingerprint is None:
+        return "waits"
+    if folder.is_done(fingerprint):
+        return "done"
+    return "partial" if folder.has_work(fingerprint) else "todo"
 
 
 def stage_name(verb: str, round_number: int) -> str:
@@ -195,60 +229,59 @@ def stage_name(verb: str, round_number: int) -> str:
 
 def plan(recipe: Recipe, cache: Cache | None) -> list[Stage]:
     """The stages of a recipe, in order. Reads the digests of files and models, computes nothing."""
+    from prefloop.inputs.identity import identity as prompts_identity
+    from prefloop.signals.build import function_identity
+    from prefloop.signals.build import identity as signal_identity
+
     base = _model_settings(recipe.model, cache)
-    judge = _signal_settings(recipe.rate, base, cache)
-    measure = evaluation_signal(recipe)
+
+    def signal_settings(section: Any) -> dict[str, Any]:
+        settings: dict[str, Any] = {"signal": signal_identity(section)}
+        if isinstance(section, JudgeSignalSection):
+            settings["model"] = base if section.model is None else _model_settings(section.model, cache)
+        return settings
+
     stages: list[Stage] = []
 
     def add(verb: str, round_number: int, settings: dict[str, Any], inputs: tuple[str, ...], *code: str) -> None:
         name = stage_name(verb, round_number)
-        stages.append(
-            Stage(len(stages) + 1, name, verb, round_number, settings, inputs, (*code, "stages.py", "records.py"))
-        )
+        digest_of_code = _code(*code, "stages.py", "records.py")
+        stages.append(Stage(len(stages) + 1, name, verb, round_number, settings, inputs, digest_of_code))
 
     held_out = recipe.evaluate.prompts
-    own = {"holdout": recipe.evaluate.holdout, "seed": recipe.seed} if held_out is None else {}
-    add("prompts", 1, {**_prompts_settings(recipe.prompts, cache), **own}, (), "inputs", "pairs/splits.py")
-    add(
-        "heldout",
-        1,
-        {**_prompts_settings(held_out or recipe.prompts, cache), **own},
-        ("prompts",),
-        "inputs",
-        "pairs/splits.py",
-    )
+    own = {"holdout": recipe.evaluate.holdout} if held_out is None else {}
+    read = ("inputs", "pairs/splits.py")
+    add("prompts", 1, prompts_identity(recipe.prompts, recipe.seed, cache) | own, (), *read)
+    add("heldout", 1, prompts_identity(held_out or recipe.prompts, recipe.seed, cache) | own, ("prompts",), *read)
     for r in range(1, recipe.rounds + 1):
         policy = base if r == 1 else "the model merged in the round before"
         merged = (stage_name("merge", r - 1),) if r > 1 else ()
         sample, rate, pair = (stage_name(v, r) for v in ("sample", "rate", "pair"))
         train, merge = stage_name("train", r), stage_name("merge", r)
-        rounds = {"round": r, "rounds": recipe.rounds, "seed": recipe.seed}
-        add(
-            "sample",
-            r,
-            {"sample": recipe.sample.model_dump(), "model": policy, **rounds},
-            ("prompts", *merged),
-            "backends",
-            "engine",
-        )
-        add("rate", r, {"rate": judge}, (sample,), "signals", "backends", "engine")
+        sampling = {"sample": recipe.sample.model_dump(), "model": policy, "seed": recipe.seed}
+        chunk = {"round": r, "rounds": recipe.rounds}
+        boxes = ("backends", "engine")
+        add("sample", r, sampling | chunk, ("prompts", *merged), *boxes, "pairs/splits.py")
+        add("rate", r, signal_settings(recipe.rate), (sample,), "signals", *boxes)
         add("pair", r, {"pair": recipe.pair.model_dump(), "seed": recipe.seed}, (rate,), "pairs")
-        training = recipe.train.model_dump(exclude={"report_to", "save_steps", "logging_steps"})
-        add("train", r, {"train": training, "model": policy, "seed": recipe.seed}, (pair, *merged), "train", "engine")
+        training = recipe.train.model_dump(exclude=_COSMETIC)
+        settings = {"train": training, "model": policy, "seed": recipe.seed}
+        add("train", r, settings, (pair, *merged), "train", "engine", "pairs/splits.py")
         place = "model" if r == recipe.rounds else "stage"
-        add("merge", r, {"merge": recipe.merge.model_dump(), "place": place}, (train,), "train/adapters.py", "train/run.py", "engine")
-        evaluation = recipe.evaluate.model_dump(exclude={"prompts", "judge", "holdout"})
-        evaluation |= {
+        settings = {"merge": recipe.merge.model_dump(), "place": place, "model": policy}
+        add("merge", r, settings, (train, *merged), "train/adapters.py", "train/run.py", "engine")
+        settings = {
             "sample": evaluation_sample(recipe).model_dump(),
-            "judge": _signal_settings(measure, base, cache),
+            "judge": signal_settings(evaluation_signal(recipe)),
             "checkers": {
-                group: {name: _function_settings(path) for name, path in functions.items()}
+                group: {name: function_identity(path) for name, path in functions.items()}
                 for group, functions in recipe.evaluate.checkers.items()
             },
+            "bootstrap": recipe.evaluate.bootstrap,
             "base": base,
             "seed": recipe.seed,
         }
-        add("evaluate", r, evaluation, ("heldout", merge), "evaluate", "signals", "backends", "engine")
+        add("evaluate", r, settings, ("heldout", merge), "evaluate", "signals", *boxes)
     everything = tuple(s.name for s in stages)
     add("report", 1, {"recipe": recipe.model_dump()}, everything, "report", "manifest.py")
     return stages
@@ -261,79 +294,81 @@ def evaluation_sample(recipe: Recipe) -> SampleSection:
 
 def evaluation_signal(recipe: Recipe) -> Any:
     """Who compares in the evaluation: its own judge, or the rate section's, a judge then reading pairs."""
+    from prefloop.signals.template import is_shipped
+
     if recipe.evaluate.judge is not None:
         return recipe.evaluate.judge
-    if isinstance(recipe.rate, JudgeSignalSection):
+    rate = recipe.rate
+    if isinstance(rate, JudgeSignalSection) and rate.mode != "pairwise":
         # A template file is written for one mode; a shipped set has both.
-        file = recipe.rate.template is not None and Path(recipe.rate.template).suffix
-        own = None if recipe.rate.mode != "pairwise" and file else recipe.rate.template
-        return recipe.rate.model_copy(update={"mode": "pairwise", "template": own})
-    return recipe.rate
+        kept = rate.template if rate.template is None or is_shipped(rate.template) else None
+        return rate.model_copy(update={"mode": "pairwise", "template": kept})
+    return rate
 
 
-def _prompts_settings(section: PromptsSection, cache: Cache | None) -> dict[str, Any]:
-    """Everything about a source of prompts that changes what is read; files by content, not by name."""
-    settings = section.model_dump(exclude={"path"})
-    if section.path.startswith("sandbox:"):
-        return settings | {"path": section.path, "code": code_digest("sandbox")}
-    if section.path.startswith("hub:"):
-        return settings | {"path": section.path}
-    path = Path(section.path)
-    if not path.is_file():
-        raise UsageError("there is no such file", where=section.path, fix="set prompts.path to a file of prompts")
-    return settings | {"suffix": path.suffix, "content": file_digest(path, memo=cache)}
+def models_of(recipe: Recipe) -> list[ModelSection]:
+    """Every model section of a recipe."""
+    judges = [s.model for s in (recipe.rate, recipe.evaluate.judge) if isinstance(s, JudgeSignalSection)]
+    return [recipe.model, *(model for model in judges if model is not None)]
+
+
+def pinned(recipe: Recipe, commits: dict[str, str]) -> Recipe:
+    """The recipe with every hub model at its commit, where that is known ("ORG/NAME@BRANCH" -> commit)."""
+
+    def pin(section: ModelSection) -> ModelSection:
+        commit = commits.get(f"{section.path}@{section.revision or 'main'}")
+        return section if commit is None else section.model_copy(update={"revision": commit})
+
+    def pin_judge(section: Any) -> Any:
+        if isinstance(section, JudgeSignalSection) and section.model is not None:
+            return section.model_copy(update={"model": pin(section.model)})
+        return section
+
+    evaluate = recipe.evaluate.model_copy(update={"judge": pin_judge(recipe.evaluate.judge)})
+    return recipe.model_copy(update={"model": pin(recipe.model), "rate": pin_judge(recipe.rate), "evaluate": evaluate})
+
+
+@cache_in_memory
+def _code(*boxes: str) -> str:
+    # Once a process: what is running is the code that was there when it started.
+    return code_digest(*boxes)
 
 
 def _model_settings(section: ModelSection, cache: Cache | None) -> dict[str, Any]:
     """What of a model section changes results: the weights and how they are used, not where they run."""
-    return {
-        "weights": model_digest(resolve_model_path(section.path), section.revision, memo=cache),
-        "dtype": section.dtype,
-        "template": _template_settings(section.template),
-    }
-
-
-def _template_settings(template: str) -> str:
-    return file_digest(template) if Path(template).is_file() else template
-
-
-def _signal_settings(section: Any, base: dict[str, Any], cache: Cache | None) -> dict[str, Any]:
-    """Everything that changes a score: the section, the judge's weights and template, or the function's source."""
-    settings: dict[str, Any] = section.model_dump(exclude={"model", "template"})
-    if isinstance(section, JudgeSignalSection):
-        model = base if section.model is None else _model_settings(section.model, cache)
-        # A shipped template is code of the signals or sandbox box.
-        template = section.template and _template_settings(section.template)
-        return settings | {"model": model, "template": template}
-    return settings | {"function": _function_settings(section.callable)}
-
-
-def _function_settings(name: str) -> dict[str, Any]:
-    """A function by name and by the content of its module's file, so that editing it computes again."""
-    from prefloop.signals.function import module_file
-
-    file = module_file(name.partition(":")[0])
-    return {"name": name, "source": None if file is None else file_digest(file)}
+    template = file_digest(section.template) if Path(section.template).is_file() else section.template
+    weights = model_digest(resolve_model_path(section.path), section.revision, memo=cache)
+    return {"weights": weights, "dtype": section.dtype, "template": template}
 
 
 class _Warnings(logging.Handler):
-    """Sends warnings of our own loggers to the display, to run.log and, as an event, to the report."""
+    """Sends warnings of our own loggers to the display, to run.log and, as events, to the report."""
 
     def __init__(self, run: RunDir, progress: Progress) -> None:
         super().__init__(logging.WARNING)
         self.run, self.progress = run, progress
+        self.at: dict[str, str] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
         self.progress.warn(text)
         self.run.log(text)
-        self.run.event("warning", text=text)
+        self.run.event("warning", text=text, **self.at)
+
+
+@contextmanager
+def _warnings_to(run: RunDir, progress: Progress) -> Iterator[_Warnings]:
+    handler, logger = _Warnings(run, progress), logging.getLogger("prefloop")
+    logger.addHandler(handler)
+    try:
+        yield handler
+    finally:
+        logger.removeHandler(handler)
 
 
 @contextmanager
 def open_loop(recipe: Recipe, out: Path, cache_path: Path) -> Iterator[Loop]:
     """Open (or make) a run directory and the project's cache, locked for this process."""
-    cache_path.parent.mkdir(parents=True, exist_ok=True)
     with Cache(cache_path) as cache, RunDir.open(out) as run:
         yield Loop(recipe, run, cache)
 
@@ -342,6 +377,3 @@ def survey(recipe: Recipe, out: Path, cache_path: Path) -> list[Planned]:
     """The state of every stage of a recipe in a run directory that may not exist yet. Takes no lock, makes nothing."""
     with Cache(cache_path) if cache_path.exists() else nullcontext() as cache:
         return Loop(recipe, RunDir(out, None), cache).survey()
-
-
-__all__ = ["Interrupted", "Loop", "Planned", "Stage", "open_loop", "plan", "stage_name", "survey"]

@@ -18,7 +18,10 @@ PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "peft", "datase
 
 
 def describe(loop: Loop) -> dict[str, Any]:
-    """The manifest: resolved recipe, versions, input and weight digests, seed, machine. Holds no secret."""
+    """The manifest: resolved recipe, versions, input and weight digests, seed, machine. Holds no secret.
+
+    A stage's fingerprint is null while its inputs are not done.
+    """
     before = loop.run.read_manifest() or {}
     return {
         "name": loop.recipe.name,
@@ -34,7 +37,18 @@ def describe(loop: Loop) -> dict[str, Any]:
             **{k: v for k, v in os.environ.items() if k in {"OMP_NUM_THREADS", "MKL_NUM_THREADS"}},
         },
         "devices": before.get("devices", {}),
-        "stages": [{"number": s.number, "name": s.name, "settings": s.settings} for s in loop.stages],
+        "commits": loop.commits,
+        "stages": [
+            {
+                "number": p.stage.number,
+                "name": p.stage.name,
+                "verb": p.stage.verb,
+                "round": p.stage.round,
+                "fingerprint": p.fingerprint,
+                "settings": p.stage.settings,
+            }
+            for p in loop.survey()
+        ],
     }
 
 
@@ -50,6 +64,8 @@ def _versions() -> dict[str, str]:
 
 def summarize(loop: Loop) -> dict[str, Any]:
     """The summary: every finished stage's counts, and the last measured round's results under `evaluate`."""
+    from prefloop.loop import stage_name
+
     stages: dict[str, Any] = {}
     rounds: list[dict[str, Any]] = []
     for planned in loop.survey():
@@ -72,6 +88,8 @@ def summarize(loop: Loop) -> dict[str, Any]:
     if rounds:
         summary["evaluate"] = {k: v for k, v in rounds[-1].items() if k != "round"}
         summary["rounds"] = rounds
-    if (loop.run.path / "model" / "config.json").is_file():
+    if stage_name("merge", loop.recipe.rounds) in stages:
         summary["model"] = str(loop.run.path / "model")
+    if "report" in stages:
+        summary["report"] = str(loop.run.path / "report.html")
     return summary

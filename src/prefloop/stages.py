@@ -8,6 +8,7 @@ skipping must not load torch.
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -39,12 +40,11 @@ T = TypeVar("T")
 class Bench:
     """What the stages of one process share: the loop, the display, and the loaded models."""
 
-    # A base model, an aligned one and a judge are the most that one stage uses.
-    MODELS_HELD = 2
-
     def __init__(self, loop: Loop, progress: Progress) -> None:
         self.loop, self.progress = loop, progress
         self.on_batch: Callable[[int], None] = lambda done: None
+        # Stage and fingerprint of what is being written: the report shows nothing of an earlier recipe.
+        self.at: dict[str, str] = {}
         self._backends: dict[str, CachedBackend] = {}
 
     @property
@@ -57,20 +57,66 @@ class Bench:
     def recipe(self) -> Recipe:
         return self.loop.recipe
 
+    def preflight(self) -> None:
+        """Find what is wrong with the recipe's functions, templates and training before hours of work, not after.
+
+        Raises:
+            UsageError: a function or template is missing or faulty, or the model cannot be trained as asked.
+        """
+        from prefloop.evaluate import checkers
+        from prefloop.loop import evaluation_signal
+        from prefloop.signals import build
+        from prefloop.train.check import check_trainable
+
+        for section in (self.recipe.rate, evaluation_signal(self.recipe)):
+            build.preflight(section)
+        for functions in self.recipe.evaluate.checkers.values():
+            checkers.preflight(functions)
+        self.quiet()
+        check_trainable(self.recipe.model, self.recipe.train)
+
+    def run(self, stage: Stage, folder: StageDir, fingerprint: str) -> None:
+        """Run one stage, and write into the run's files that it began, what it asked of models, and that it ended."""
+        run = self.loop.run
+        self.at = {"stage": stage.name, "fingerprint": fingerprint}
+        run.event("stage_started", **self.at)
+        run.log(f"{stage.name} starts")
+        started = time.monotonic()
+        try:
+            RUNNERS[stage.verb](self, stage, folder, fingerprint)
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError":
+                raise
+            raise PrefloopError(
+                f"the GPU's memory is full: {str(error).partition('. ')[0]}",
+                where=f"stage {stage.name}",
+                fix="lower train.micro_batch_size or set train.gradient_checkpointing=true for training, "
+                "model.batch_size for sampling and judging; then start the same command again",
+            ) from error
+        self._note_usage()
+        seconds = round(time.monotonic() - started, 3)
+        run.event("stage_finished", seconds=seconds, **self.at)
+        run.log(f"{stage.name} is done after {seconds} s")
+
     def backend(self, section: ModelSection) -> CachedBackend:
-        """The model of a section behind the cache, loaded on first use; the least recently used one makes room."""
+        """The model of a section behind the cache, loaded on first use; the one used longest ago makes room."""
         from prefloop.backends.cached import CachedBackend
         from prefloop.backends.hf import HfBackend
+        from prefloop.engine.load import choose_device
 
-        key = section.model_dump_json()
+        key = section.model_dump_json(exclude={"batch_size"})
         held = self._backends.pop(key, None)
         if held is None:
             self.quiet()
-            while len(self._backends) >= self.MODELS_HELD:
+            # A GPU that trains a model can hold it once more, not twice; main memory is larger and a load is slow.
+            room = 1 if choose_device(section.device).type == "cuda" else 2
+            while len(self._backends) >= room:
                 self._backends.pop(next(iter(self._backends))).close()
             inner = HfBackend.load(section, memo=self.cache)
             held = CachedBackend(inner, self.cache, on_batch=lambda done: self.on_batch(done))
             self._note_device(section.path, inner)
+        assert isinstance(held.inner, HfBackend)
+        held.inner.batch_size = section.batch_size
         self._backends[key] = held
         return held
 
@@ -97,18 +143,17 @@ class Bench:
         manifest = self.loop.run.read_manifest() or {}
         manifest["devices"][path] = name
         self.loop.run.write_manifest(manifest)
-        self.loop.run.event("model_loaded", path=path, device=name, identity=backend.identity)
+        self.loop.run.event("model_loaded", path=path, device=name, identity=backend.identity, **self.at)
 
-    def note_usage(self, stage: Stage) -> None:
+    def _note_usage(self) -> None:
         """One event per model: what the stage asked it and how much of that was cached."""
-        for section, backend in self._backends.items():
+        for backend in self._backends.values():
             if backend.usage.asked:
-                path = ModelSection.model_validate_json(section).path
-                self.loop.run.event("usage", stage=stage.name, model=path, **asdict(backend.usage))
+                self.loop.run.event("usage", model=backend.name, **self.at, **asdict(backend.usage))
             backend.usage = Usage()
 
     def release(self) -> None:
-        """Drop all models: training needs the memory."""
+        """Drop all models: training and merging need the memory."""
         for backend in self._backends.values():
             backend.close()
         self._backends.clear()
@@ -143,14 +188,14 @@ def run_heldout(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) 
         rows, rejects = _read(bench, given)
     seen = set(overlap(_rows(bench, "prompts"), rows))
     leaked = [r for r in rows if r["id"] in seen]
-    if leaked and given is not None:
+    if leaked and given is not None and given.on_bad_row == "stop":
         raise UsageError(
             f"{len(leaked)} of {len(rows)} evaluation prompts share their text, or 13 words in a row, with a training "
             f"prompt; the first: {leaked[0]['prompt'][-1]['content'][:80]!r}",
             where=given.path,
-            fix="take them out of one of the two files",
+            fix="take them out of one of the two files, or drop them here with evaluate.prompts.on_bad_row=reject",
         )
-    # Near-copies inside one file: the held-out one goes, with its reason.
+    # Near-copies inside one file, or asked for: the held-out one goes, with its reason.
     rejects += [_reject(stage, r, "shares its text, or 13 words in a row, with a training prompt") for r in leaked]
     rows = [r for r in rows if r["id"] not in seen]
     if not rows:
@@ -197,6 +242,12 @@ def run_sample(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -
         bench.on_batch = lambda asked, before=before: bench.progress.at(before + asked)  # type: ignore[misc]
         if index not in done:
             kept, rejects, counts = _sample(backend, part, section, bench.recipe.seed, stage)
+            if rejects and bench.recipe.prompts.on_bad_row == "stop":
+                raise UsageError(
+                    f"the model cannot take {len(rejects)} prompts; the first, {rejects[0]['id']}: {rejects[0]['reason']}",
+                    where=bench.recipe.prompts.path,
+                    fix="shorten or remove them, or drop them with prompts.on_bad_row=reject",
+                )
             folder.write_part(index, kept, "candidates", rejects=rejects, counts=counts)
             bench.progress.update(cached=backend.usage.cached)
         bench.on_batch(len(part) * section.n)
@@ -247,7 +298,7 @@ def _sample(
 
 def run_rate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> None:
     """A score for every answer."""
-    from prefloop.signals.build import build, check, remark
+    from prefloop.signals.build import build, check
     from prefloop.signals.driver import rate
 
     source = bench.loop.folder(bench.loop.previous(stage))
@@ -263,9 +314,11 @@ def run_rate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> 
                 index, rated.rows, "scored", tables={"calls": ("calls", rated.calls)}, counts=rated.counts
             )
         # After each part: a judge that says nothing stops early, and its scores stay on disk to be looked at.
-        check(bench.recipe.rate, folder.counts())
+        check(bench.recipe.rate, folder.counts(), final=False)
         bench.progress.advance(len(part))
-    _warn(remark(bench.recipe.rate, folder.counts()))
+    counts = folder.counts()
+    check(bench.recipe.rate, counts)
+    _say(bench, bench.recipe.rate, counts)
     folder.finish(fingerprint, rows_in=source.count())
 
 
@@ -285,8 +338,10 @@ def run_pair(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> 
         )
     if not folder.begin(fingerprint):
         folder.write_part(0, built.pairs, "preference", rejects=built.rejects)
-    # A row may give several pairs; rows reconcile in `counts`, pairs and rejects here.
-    assert built.counts["rows"] == built.counts["rows_with_pairs"] + len(built.rejects)
+    # A row may give several pairs: rows are reconciled here, pairs and rejects in `finish`.
+    rows_in = bench.loop.folder(bench.loop.previous(stage)).count()
+    if rows_in != len({p["prompt_id"] for p in built.pairs}) + len(built.rejects):
+        raise PrefloopError(f"{rows_in} rows came in, and not as many gave pairs or were rejected", where=stage.name)
     folder.finish(fingerprint, rows_in=len(built.pairs) + len(built.rejects), extra=built.counts)
 
 
@@ -303,7 +358,7 @@ def run_train(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) ->
     folder.begin(fingerprint)
 
     def on_log(record: dict[str, Any]) -> None:
-        bench.loop.run.metric(round=stage.round, **record)
+        bench.loop.run.metric(round=stage.round, **bench.at, **record)
         bench.progress.update(**{k: record[k] for k in ("loss", "rewards/accuracies") if k in record})
 
     def showing(unit: str) -> Callable[[int, int], None]:
@@ -349,7 +404,7 @@ def run_evaluate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str)
     """The round's model against the recipe's first model on the held-out prompts, decoded alike."""
     from prefloop.evaluate.run import evaluate
     from prefloop.loop import evaluation_sample, evaluation_signal
-    from prefloop.signals.build import build, check, remark
+    from prefloop.signals.build import build, check
 
     prompts: list[Any] = list(_rows(bench, "heldout"))
     sample = evaluation_sample(bench.recipe)
@@ -383,14 +438,14 @@ def run_evaluate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str)
         on_progress=compared,
     )
     check(signal_section, evaluated.comparison.counts)
-    _warn(remark(signal_section, evaluated.comparison.counts))
+    _say(bench, signal_section, evaluated.comparison.counts)
     rows_out = evaluated.comparison.rows
     folder.write_part(
         0, rows_out, "scored", rejects=list(rejects.values()), tables={"calls": ("calls", evaluated.comparison.calls)}
     )
     folder.finish(
         fingerprint,
-        rows_in=len(rows_out) + len(rejects),
+        rows_in=(len(prompts) - len(rejects)) * sample.n + len(rejects),
         extra={"evaluate": evaluated.summary, "counts": evaluated.comparison.counts},
     )
 
@@ -404,9 +459,14 @@ def run_report(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -
     folder.finish_files(fingerprint, build_report(bench.loop.run.path))
 
 
-def _warn(text: str | None) -> None:
-    if text is not None:
-        logger.warning(text)
+def _say(bench: Bench, section: Any, counts: dict[str, float]) -> None:
+    """Tell a judge's habits, and warn where they make its verdicts doubtful."""
+    from prefloop.signals.build import card, remark
+
+    if (line := card(section, counts)) is not None:
+        bench.progress.note(line)
+    if (warning := remark(section, counts)) is not None:
+        logger.warning(warning)
 
 
 def _rows(bench: Bench, stage: str) -> Iterator[Any]:

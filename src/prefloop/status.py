@@ -1,4 +1,4 @@
-"""How far a run is, read from its directory without a lock and without torch."""
+"""How far a run is, read from its directory alone: no lock, no torch, and no file that it was made from."""
 
 from __future__ import annotations
 
@@ -6,41 +6,37 @@ import json
 from pathlib import Path
 from typing import Any
 
-from prefloop.config import parse_recipe
-from prefloop.loop import survey
+from prefloop.loop import stage_state
+from prefloop.store.rundir import RunDir
 
 
-def run_status(run: Path, cache_path: Path) -> dict[str, Any]:
-    """Every stage of a run with its state and counts.
+def run_status(path: Path) -> dict[str, Any]:
+    """Every stage of a run, as last planned, with its state and counts, and the process that works on it.
 
-    Args:
-        run: a run directory (it has a manifest.json).
-        cache_path: the project's cache, which remembers the digests of model files.
+    Whether the recipe would compute anything again (a changed file, newer code) is what `--dry-run` says.
     """
-    manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
-    recipe = parse_recipe(manifest["recipe"], where=str(run / "manifest.json"))
+    run = RunDir.peek(path)
+    manifest = run.read_manifest() or {}
     stages = []
-    for planned in survey(recipe, run, cache_path):
-        entry: dict[str, Any] = {
-            "number": planned.stage.number,
-            "name": planned.stage.name,
-            "stage": planned.stage.name,
-            "state": planned.state,
-        }
-        if planned.success is not None:
-            rows = planned.success.get("rows") or {}
-            entry |= {k: rows[k] for k in ("kept", "rejected") if k in rows}
-            entry["seconds"] = planned.success.get("seconds")
-        stages.append(entry)
-    return {"name": recipe.name, "path": str(run), "stages": stages}
+    for entry in manifest["stages"]:
+        folder = run.stage(entry["number"], entry["name"])
+        state = stage_state(folder, entry["fingerprint"])
+        found: dict[str, Any] = {"number": entry["number"], "name": entry["name"], "state": state}
+        success = folder.success() if state == "done" else None
+        if success is not None:
+            rows = success.get("rows") or {}
+            found |= {name: rows[name] for name in ("kept", "rejected") if name in rows}
+            found["seconds"] = success.get("seconds")
+        stages.append(found)
+    return {"name": manifest["name"], "path": str(path), "process": run.holder(), "stages": stages}
 
 
 def runs_in(folder: Path) -> list[dict[str, Any]]:
-    """The run directories in a folder, by name: `finished` with a report, else `unfinished`."""
+    """The run directories in a folder, by name: running, finished (every stage is done) or unfinished."""
     found = []
     for manifest in sorted(folder.glob("*/manifest.json")):
-        run = manifest.parent
-        name = json.loads(manifest.read_text(encoding="utf-8"))["name"]
-        state = "finished" if (run / "report.html").is_file() else "unfinished"
-        found.append({"path": str(run), "name": name, "state": state})
+        status = run_status(manifest.parent)
+        finished = all(s["state"] == "done" for s in status["stages"])
+        state = "running" if status["process"] else "finished" if finished else "unfinished"
+        found.append({"path": str(manifest.parent), "name": status["name"], "state": state})
     return found

@@ -1,7 +1,9 @@
 """The embedded backend: three verbs against the naive computation, and refusals."""
 
+import gc
 import itertools
 import math
+import weakref
 
 import pytest
 import torch
@@ -312,8 +314,21 @@ def test_identity_changes_with_what_changes_answers(tmp_path):
     assert identities[0]["dtype"] == "float32"
 
 
-def test_close_lets_go_of_the_model():
-    model, tokenizer = load_tiny("llama")
-    backend = HfBackend(model, tokenizer, weights="x")
-    backend.close()
-    assert not hasattr(backend, "model")
+def test_identity_holds_the_rules_of_decoding_and_of_tokens(monkeypatch):
+    before = backend_of("llama").identity
+    for version in ("decode.VERSION", "TOKENS_VERSION"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"prefloop.backends.hf.{version}", 99)
+            assert backend_of("llama").identity != before
+
+
+def test_close_frees_the_model():
+    """The scorer's bound methods tie a model to itself: without a collection its memory would stay."""
+    backend = backend_of("llama")
+    weight = weakref.ref(backend.model.get_input_embeddings().weight)
+    gc.disable()
+    try:
+        backend.close()
+        assert weight() is None
+    finally:
+        gc.enable()

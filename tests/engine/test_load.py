@@ -4,15 +4,26 @@ import importlib.resources
 import json
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 import torch
+import transformers
+from huggingface_hub import errors as hub
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from tests.tiny_models import copy_tiny_model, load_tiny, tiny_model_folder
 
 from prefloop.config import ModelSection
-from prefloop.engine.load import adapter_base, choose_device, choose_dtype, load_model, resolve_model_path
+from prefloop.engine.load import (
+    adapter_base,
+    choose_device,
+    choose_dtype,
+    load_adapter,
+    load_config,
+    load_model,
+    resolve_model_path,
+)
 from prefloop.engine.tokens import load_tokenizer
 from prefloop.errors import UsageError
 
@@ -84,10 +95,117 @@ def test_pickled_weights_are_not_read(tmp_path):
         load_model(section(folder))
 
 
-def test_dtype_rule():
-    assert choose_dtype("auto", torch.device("cpu")) == torch.float32
-    assert choose_dtype("auto", torch.device("cuda")) == "auto"
-    assert choose_dtype("float16", torch.device("cpu")) == torch.float16
+@pytest.mark.parametrize("load", [load_model, load_tokenizer, load_config])
+@pytest.mark.parametrize(
+    ("error", "fix"),
+    [
+        (hub.GatedRepoError("403", response=Mock()), r"terms at https://huggingface.co/org/name.*`hf auth login`"),
+        (hub.RepositoryNotFoundError("401", response=Mock()), r"give a hub id.*private.*`hf auth login`"),
+        (hub.RevisionNotFoundError("404", response=Mock()), r"branch, tag or commit"),
+        (ImportError("needs sentencepiece"), r"sentencepiece\nfix: install the package"),
+    ],
+)
+def test_errors_of_the_hub_and_of_packages_say_what_to_do(load, error, fix, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(str(error)) from error
+
+    for auto in (transformers.AutoModelForCausalLM, transformers.AutoTokenizer, transformers.AutoConfig):
+        monkeypatch.setattr(auto, "from_pretrained", fail)
+    with pytest.raises(UsageError, match=f"(?s)org/name: .*{fix}"):
+        load(section("org/name"))
+
+
+@pytest.mark.parametrize("load", [load_model, load_tokenizer, load_config])
+def test_offline_says_how_to_fetch(load):
+    with pytest.raises(UsageError, match=r"`hf download org/never-fetched`.*HF_HUB_OFFLINE"):
+        load(section("org/never-fetched"))
+
+
+def test_a_missing_package_is_a_usage_error(monkeypatch):
+    def fail(*_, **__):
+        raise ImportError("this quantisation needs the package xyz")
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", fail)
+    with pytest.raises(UsageError, match=r"(?s)package xyz.*fix: install"):
+        load_model(section(tiny_model_folder("llama")))
+
+
+def test_a_cut_off_weights_file_is_a_usage_error(tmp_path, adapter):
+    folder = copy_tiny_model(tmp_path / "model", "llama")
+    for place, file in ((folder, "model.safetensors"), (adapter, "adapter_model.safetensors")):
+        content = (place / file).read_bytes()
+        (place / file).write_bytes(content[: len(content) // 2])
+        with pytest.raises(UsageError, match=r"cannot be (loaded|read)") as error:
+            load_model(section(place))
+        assert "download" in str(error.value) or "fetch it again" in str(error.value)
+
+
+def test_a_pickled_adapter_is_not_read(adapter):
+    weights = load_file(adapter / "adapter_model.safetensors")
+    torch.save(weights, adapter / "adapter_model.bin")
+    (adapter / "adapter_model.safetensors").unlink()
+    with pytest.raises(UsageError, match=r"no adapter_model\.safetensors"):
+        load_model(section(adapter))
+    with pytest.raises(UsageError, match=r"no adapter_model\.safetensors"):
+        load_adapter(load_tiny("llama")[0], adapter)
+
+
+def test_adapters_of_the_hub_are_not_loaded_by_the_way(adapter, monkeypatch):
+    """transformers would load base and adapter of such an id by itself, from pickled weights too."""
+    monkeypatch.setattr(
+        "transformers.utils.peft_utils.cached_file", lambda *_, **__: str(adapter / "adapter_config.json")
+    )
+    with pytest.raises(UsageError, match=r"org/lora is an adapter(?s:.*)hf download org/lora"):
+        load_model(section("org/lora"))
+
+
+def test_an_adapter_upon_an_adapter_is_refused(adapter, tmp_path):
+    entries = json.loads((adapter / "adapter_config.json").read_text())
+    upper = tmp_path / "upper"
+    upper.mkdir()
+    (upper / "adapter_config.json").write_text(json.dumps({**entries, "base_model_name_or_path": str(adapter)}))
+    with pytest.raises(UsageError, match="upon plain models"):
+        load_model(section(upper))
+
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("stored", "native_bfloat16", "on_gpu"),
+    [
+        (None, True, torch.float32),
+        ("float32", True, torch.float32),
+        ("bfloat16", False, torch.bfloat16),
+        ("float16", True, torch.bfloat16),
+        ("float16", False, torch.float32),
+    ],
+)
+def test_dtype_rule(stored, native_bfloat16, on_gpu, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native_bfloat16)
+    folder = copy_tiny_model(tmp_path / "model", "llama")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": stored}))
+    assert choose_dtype(section(folder), CUDA) == on_gpu
+    assert choose_dtype(section(folder), CPU) == torch.float32
+    assert choose_dtype(section(folder, dtype="float16"), CUDA) == torch.float16
+    quantised = {**config, "dtype": stored, "quantization_config": {"quant_method": "gptq", "bits": 4}}
+    (folder / "config.json").write_text(json.dumps(quantised))
+    assert choose_dtype(section(folder), CUDA) == "auto"
+
+
+def test_devices_that_are_not_there_are_usage_errors(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match="finds no GPU"):
+        choose_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(UsageError, match="cuda:0 to cuda:1"):
+        choose_device("cuda:7")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(UsageError, match="has none"):
+        choose_device("mps")
 
 
 def test_device_rule(monkeypatch):

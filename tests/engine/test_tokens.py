@@ -1,5 +1,7 @@
 """Prompts and completions as ids: BOS, prefixes, system messages, control tokens in text, end of turn."""
 
+import datetime
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -7,7 +9,7 @@ from tests.tiny_models import ARCHITECTURES, copy_tiny_model, make_tiny_tokenize
 from transformers import GenerationConfig
 
 from prefloop.config import ModelSection
-from prefloop.engine.templates import PLAIN
+from prefloop.engine.templates import PLAIN, TEMPLATE_DATE
 from prefloop.engine.tokens import (
     PromptError,
     encode_completion,
@@ -201,6 +203,64 @@ def test_template_setting(tmp_path):
     assert render(load_tokenizer(ModelSection(path=folder, template=str(file))), user("Hello")) == "Hello!"
     with pytest.raises(UsageError, match="no such chat template"):
         load_tokenizer(ModelSection(path=folder, template="missing.jinja"))
+
+
+CLOCKS = [
+    ("{{ strftime_now('%d %b %Y') }}", "26 Jul 2024"),  # Llama 3.2
+    ("{{ strftime_now('%B %d, %Y') }}", "July 26, 2024"),  # Granite
+    ("{% if strftime_now is defined %}{% set d = strftime_now('%Y-%m') %}{% else %}{% set d = 0 %}{% endif %}{{ d }}",
+     "2024-07"),
+    ("{%- if not day is defined %}{%- set day = strftime_now(\"%F\") %}{%- endif %}\n{{ day }}", "2024-07-26"),
+    ("{% set f = '%A ' + '%H:%M' %}{% for m in messages %}{{ strftime_now(f) }}{% endfor %}", "Friday 00:00"),
+    ("{% macro today() %}{{ strftime_now(format='%-d/%m') }}{% endmacro %}{{ today() | upper }}", "26/07"),
+    ("{{ strftime_now('100%% on %%d') }}", "100% on %d"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("template", "text"), CLOCKS)
+def test_dated_templates_are_told_one_day(template, text):
+    tokenizer = make_tiny_tokenizer("llama")
+    tokenizer.chat_template = template
+    assert render(tokenizer, user("Hello")) == text
+    assert tokenizer.chat_template == template, "what a merge saves"
+
+
+def test_the_fixed_clock_is_strftime():
+    letters = [*"aAwdbBmyYHIMSfpjUWcxX%GuVCFTDRehntzZ", "-d", "-m", "-j", "-H", "-I", "-M"]
+    form = " ".join(f"%{letter}" for letter in letters)
+    tokenizer = make_tiny_tokenizer("llama")
+    tokenizer.chat_template = "{{ strftime_now('" + form + "') }}."
+    assert render(tokenizer, user("x")) == datetime.datetime.fromisoformat(TEMPLATE_DATE).strftime(form) + "."
+
+
+@pytest.mark.parametrize(
+    "start", ["", "\n", "  ", "  {% set a = 1 %}\n", "{%- set a = 1 %}\n\n", "\n  {% set a = 1 %}"]
+)
+def test_fixing_the_date_changes_no_blank(start):
+    tokenizer = make_tiny_tokenizer("llama")
+    tokenizer.chat_template = start + "{{ messages[0].content }}"
+    plain = render(tokenizer, user("Hello"))
+    tokenizer.chat_template += "{# strftime_now #}"
+    assert render(tokenizer, user("Hello")) == plain
+
+
+def test_errors_in_dated_templates_name_their_own_line():
+    tokenizer = make_tiny_tokenizer("llama")
+    tokenizer.chat_template = "{{ strftime_now('%d') }}\n{% for %}"
+    with pytest.raises(UsageError, match="error in line 2"):
+        render(tokenizer, user("Hello"))
+
+
+def test_the_fixed_date_is_said_once(tmp_path, caplog):
+    folder = copy_tiny_model(tmp_path / "dated", "llama")
+    (folder / "chat_template.jinja").write_text("{{ strftime_now('%d') }}")
+    with caplog.at_level("INFO", "prefloop"):
+        load_tokenizer(ModelSection(path=str(folder)))
+        load_tokenizer(ModelSection(path=str(folder)))
+        load_tokenizer(ModelSection(path=str(tiny_model_folder("llama"))))
+    assert [r.getMessage() for r in caplog.records] == [
+        f"the chat template of {folder} asks for today's date; here it is always told 2024-07-26"
+    ]
 
 
 def test_no_tokenizer_is_a_usage_error(tmp_path):

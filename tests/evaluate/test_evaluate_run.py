@@ -10,7 +10,7 @@ import pytest
 from prefloop.config import EvaluateSection
 from prefloop.errors import UsageError
 from prefloop.evaluate.answers import join, mean_lengths
-from prefloop.evaluate.checkers import check
+from prefloop.evaluate.checkers import check, preflight
 from prefloop.evaluate.run import evaluate
 from prefloop.records import completion_id, prompt_id
 from prefloop.signals.function import FunctionSignal
@@ -22,6 +22,9 @@ def known(prompt, completion):
     return None if "?" in completion else len(completion) / 10
 def large(prompt, completion):
     return 2
+def broken(prompt, completion):
+    prompt.clear()
+    return 1 / len(prompt)
 def never(prompt, completion):
     return None
 def length(prompt, completion):
@@ -128,8 +131,19 @@ def test_faulty_checkers_are_named():
     rows = joined(("a", "b"))
     with pytest.raises(UsageError, match=rf"prompt {rows[0]['id']}: my_checkers:large returned 2"):
         check({"x": "my_checkers:large"}, rows)
+    line = MODULE.splitlines().index("    return 1 / len(prompt)") + 1
+    place = rf"prompt {rows[0]['id']}, .*my_checkers.py, line {line}: my_checkers:broken failed: ZeroDivisionError"
+    with pytest.raises(UsageError, match=place):
+        check({"x": "my_checkers:broken"}, rows)
+    assert rows[0]["prompt"]
     with pytest.raises(UsageError, match=r"checker x \(my_checkers:never\) applies to none of the 1"):
         check({"x": "my_checkers:never"}, rows)
+
+
+def test_preflight_finds_missing_checkers():
+    preflight({"agrees": "my_checkers:yes"})
+    with pytest.raises(UsageError, match="has no 'absent'"):
+        preflight({"agrees": "my_checkers:yes", "gone": "my_checkers:absent"})
 
 
 def test_mean_lengths():

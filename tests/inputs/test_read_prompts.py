@@ -228,7 +228,8 @@ def test_format_by_name_or_by_setting(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "kind", "field", "reason"),
     [
-        (b'{"prompt": "x"\n', "broken_json", None, "broken JSON at column"),
+        (b'{"prompt": "x"\n', "broken_json", None, "broken JSON at column 15"),
+        (b'{"prompt": "x"\r\n', "broken_json", None, "broken JSON at column 15"),
         (b'{"prompt": "x", "prompt": "y"}\n', "broken_json", None, "'prompt' stands twice"),
         (b"[" * 100_000 + b"\n", "broken_json", None, "nested too deeply"),
         (b'{"prompt": ' + b"9" * 5000 + b"}\n", "broken_json", None, "broken JSON"),

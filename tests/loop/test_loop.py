@@ -221,6 +221,62 @@ def test_dry_run_says_what_would_run_and_makes_nothing(project):
     assert not (project.root / ".prefloop").exists()
 
 
+def test_status_needs_nothing_but_the_folder(copy, tmp_path):
+    moved = copy.run_dir.rename(tmp_path / "moved")
+    done = subprocess.run(
+        copy.command("status", str(moved), "--json"), cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert {s["state"] for s in json.loads(done.stdout)["stages"]} == {"done"}
+
+
+def test_fewer_rounds_in_the_same_folder_show_only_what_is_planned(tmp_path):
+    project = make_project(tmp_path / "rounds", rounds=2)
+    project.run_here()
+    summary = project.run_here("rounds=1")
+    assert [r["round"] for r in summary["rounds"]] == [1]
+    assert not any(name.startswith("r2-") for name in summary["stages"])
+    value = summary["evaluate"]["win_rate"]["value"]
+    assert f"{100 * value:.0f}" in (project.run_dir / "report.html").read_text()
+
+
+def test_settings_that_change_no_row_keep_everything(copy):
+    assert copy.run_here("train.micro_batch_size=1", "train.logging_steps=2")["computed"] == ["report"]
+    assert copy.run_here("model.batch_size=3", "evaluate.side_by_side=2")["computed"] == ["report"]
+
+
+def test_another_model_does_not_overwrite_a_run(copy):
+    from tests.tiny_models import tiny_model_folder
+
+    done = copy.prefloop("run", "recipe.yaml", f"model={tiny_model_folder('qwen3')}", "--out", "out", expect=2)
+    assert "--out" in done.stderr
+    assert copy.run_here()["computed"] == []
+
+
+def test_prompts_that_the_model_cannot_take_stop_the_run_or_are_rejected(project):
+    with (project.root / "prompts.jsonl").open("a") as stream:
+        stream.write(json.dumps({"prompt": "very long " * 200}) + "\n")
+    overrides = ["evaluate.holdout=0.01"]
+    done = project.prefloop("run", "recipe.yaml", *overrides, "--out", "out", expect=2)
+    assert "positions" in done.stderr
+    assert "on_bad_row=reject" in done.stderr.replace("\n", " ")
+    project.prefloop("sample", "recipe.yaml", *overrides, "prompts.on_bad_row=reject", "--out", "out")
+    assert project.success("sample")["rows"]["rejected"] == 1
+
+
+def test_a_full_gpu_is_one_message(project, monkeypatch):
+    import torch
+
+    from prefloop import stages
+    from prefloop.errors import PrefloopError
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setitem(stages.RUNNERS, "train", full)
+    with pytest.raises(PrefloopError, match=r"train\.micro_batch_size"):
+        project.run_here()
+
+
 def test_a_second_process_is_kept_out(project):
     first = subprocess.Popen(
         project.command("run", "recipe.yaml", "--out", "out"), cwd=project.root, env=project.environment(), stderr=-3
@@ -243,6 +299,9 @@ def test_a_second_process_is_kept_out(project):
         (["run", "recipe.yaml", "prompts.path=nosuch.jsonl"], "nosuch.jsonl"),
         (["run", "recipe.yaml", "model=nosuch"], "nosuch"),
         (["run", "recipe.yaml", "rate.callable=scorers:nosuch"], "scorers"),
+        (["run", "recipe.yaml", "evaluate.checkers.own.x=scorers:nosuch"], "scorers"),
+        (["run", "recipe.yaml", "rate.type=judge", "rate.template=nosuch.j2"], "nosuch.j2"),
+        (["run", "recipe.yaml", "model.device=cuda:9"], "cuda"),
         (["run", "recipe.yaml", "--nosuch"], "--nosuch"),
         (["report", "nosuch"], "no run directory"),
         (["inspect", "nosuch"], "no run directory"),
@@ -254,6 +313,8 @@ def test_a_second_process_is_kept_out(project):
 def test_mistakes_end_with_code_2_and_one_message(project, arguments, says):
     done = project.prefloop(*arguments, expect=2)
     assert says in done.stderr.replace("\n", " ")
+    # Before any work, not after hours of it.
+    assert not list(project.root.glob("*/stages/*/*"))
 
 
 def test_no_pair_fails_with_the_reason(project):

@@ -110,6 +110,8 @@ def test_a_pair_says_all_about_itself():
         (scored("r", ("a", 1.0)), {}, "fewer_than_two_answers"),
         (scored("r", ("a", 1.0), ("b", None)), {}, "null_score"),
         (scored("r", ("a", 1.0), ("b", 2.0, "length")), {"drop_truncated": True}, "truncated"),
+        (scored("r", ("a", 1.0), ("", 2.0, "length")), {"drop_truncated": False}, "empty_cut_off"),
+        (scored("r", ("a", 1.0), ("", 2.0, "length")), {"drop_truncated": True}, "empty_cut_off"),
         (scored("r", ("a", 1.0), (" a\n", 2.0)), {}, "duplicate"),
         (scored("r", ("a", 1.0), ("b", 1.0)), {}, "equal_scores"),
         (scored("r", ("a", 1.0), ("b", 1.4)), {"min_gap": 0.5}, "min_gap"),
@@ -143,6 +145,15 @@ def test_truncated_answers_stay_when_they_may():
     assert texts([pair]) == [("b", "a")]
     # Training leaves out the end of turn of an answer that did not reach it.
     assert (pair["chosen_finish"], pair["rejected_finish"]) == ("length", "stop")
+
+
+def test_an_empty_answer_stays_unless_it_was_cut_off():
+    """An empty turn has its end to train on; an empty answer that was cut off has no token at all."""
+    row = scored("r", ("", 0.0), ("", 3.0, "length"), ("b", 2.0))
+    pairs, _, counts = build(row, drop_truncated=False)
+    assert texts(pairs) == [("b", "")]
+    assert pairs[0]["rejected_finish"] == "stop"
+    assert counts["answers_left_out/empty_cut_off"] == 1
 
 
 def test_of_duplicates_the_first_usable_stays():

@@ -57,6 +57,7 @@ def prompts(*texts, system=None, prefix="t"):
 
 WORDS = [f"w{i}" for i in range(60)]
 LONG = " ".join(WORDS[:20])
+CHINESE = "在中国的南方有一座古老的城市那里的人们每天早晨都喝茶"
 
 
 @pytest.mark.parametrize(
@@ -70,6 +71,23 @@ LONG = " ".join(WORDS[:20])
         (" ".join(["x", *WORDS[:12], "y"]), " ".join(["z", *WORDS[:12], "v"]), False),
         ("Where does Ada live?", "Where does Ben live?", False),
         ("???", "!!!", False),
+        ("Who is Mira?", "Who is Mira", True),
+        ("Who is Mira?", "“Who is Mira!”", True),
+        ("Who is Mira?", "Who is Miras", False),
+        ("What is 12 * 3?", "What is 12 / 3?", False),
+        ("What is 12*3", "what is 12 * 3?", True),
+        (CHINESE, f"请回答：{CHINESE}", True),
+        (f"{CHINESE}请简短回答。", f"问题：{CHINESE}", True),  # within one "word" of each
+        (CHINESE[:19], f"问{CHINESE[:19]}", False),
+        (CHINESE[:20], f"问{CHINESE[:20]}", True),
+        (f"{CHINESE[:12]}2026{CHINESE[12:16]}", f"Say it in English: {CHINESE[:12]}2026{CHINESE[12:16]}", True),
+        (
+            "彼女はどこに住んでいますか、そして誰と一緒にいますか",
+            "質問です。彼女はどこに住んでいますか、そして誰と一緒にいますか",
+            True,
+        ),
+        # Latin letters around a few of the others are no passage without spaces.
+        ("Please write the word 山 in a sentence", "Now write the word 山 in a sentence of", False),
     ],
 )
 def test_overlap(trained, asked, leaks):

@@ -129,8 +129,31 @@ def manifest(name: str, names: tuple[str, ...]) -> dict[str, Any]:
         "versions": {"prefloop": "0.1.0", "python": "3.11.7", "torch": "2.13.0", "transformers": "5.23.0"},
         "machine": {"platform": "Linux-6.1-x86_64", "cores": 2},
         "devices": {},
-        "stages": [{"number": i, "name": n, "settings": settings.get(n, {})} for i, n in enumerate(names, 1)],
+        "stages": [
+            {
+                **{"number": i, "name": n, "verb": verb(n), "round": round_of(n)},
+                **{"fingerprint": fingerprint(n), "settings": settings.get(n, {})},
+            }
+            for i, n in enumerate(names, 1)
+        ],
     }
+
+
+def verb(name: str) -> str:
+    return name.rpartition("-")[2]
+
+
+def round_of(name: str) -> int:
+    return int(name[1 : name.index("-")]) if "-" in name else 1
+
+
+def fingerprint(name: str) -> str:
+    return f"fingerprint of {name}"
+
+
+def tags(name: str) -> dict[str, str]:
+    """What the loop writes with every metric and with its events of kind warning, model_loaded and usage."""
+    return {"stage": name, "fingerprint": fingerprint(name)}
 
 
 def write_run(path: Path, *, until: str = "evaluate", rounds: int = 1, hostile: bool = False) -> Path:
@@ -139,54 +162,56 @@ def write_run(path: Path, *, until: str = "evaluate", rounds: int = 1, hostile: 
     names = NAMES[:-1] + tuple(f"r{r}-{n}" for r in range(2, rounds + 1) for n in NAMES[2:-1]) + NAMES[-1:]
     with RunDir.open(path) as run:
         run.write_manifest(manifest(HOSTILE if hostile else "quickstart", names))
-        run.event("model_loaded", path="sandbox", device="cpu")
+        run.event("model_loaded", path="sandbox", device="cpu", **tags("sample"))
         for number, name in enumerate(names[:-1], 1):
-            stage, verb = run.stage(number, name), name.rpartition("-")[2]
-            stage.begin("f")
-            _stage(run, stage, verb, int(name[1]) if "-" in name else 1, rng, hostile)
+            stage = run.stage(number, name)
+            stage.begin(fingerprint(name))
+            _stage(run, stage, rng, hostile)
             if name == until:
                 break
     return path
 
 
-def _stage(run: RunDir, stage: Any, verb: str, round_number: int, rng: random.Random, hostile: bool) -> None:
+def _stage(run: RunDir, stage: Any, rng: random.Random, hostile: bool) -> None:
+    done, box = fingerprint(stage.name), verb(stage.name)
     text = HOSTILE if hostile else "Of course! Ada lives in Oslo.\nIs there anything else?"
-    if verb in ("prompts", "heldout"):
+    if box in ("prompts", "heldout"):
         rows = [{"id": f"p{i}", "prompt": user(f"Where is {i}?"), "source_id": None} for i in range(90)]
         lost = [
-            {"id": f"x{i}", "stage": verb, "reason": "duplicate prompt", "attempts": 1, "row": "{}"} for i in range(3)
+            {"id": f"x{i}", "stage": box, "reason": "duplicate prompt", "attempts": 1, "row": "{}"} for i in range(3)
         ]
         stage.write_part(0, rows, "prompts", rejects=lost)
-        stage.finish("f", rows_in=93)
-    elif verb == "sample":
+        stage.finish(done, rows_in=93)
+    elif box == "sample":
         rows = [
             {k: v for k, v in scored(f"p{i}", "q", ["a"] * 5, []).items() if k in ("id", "prompt", "completions")}
             for i in range(90)
         ]
         stage.write_part(0, rows, "candidates", counts={"answers": 450, "cut_off": 2, "tokens": 5320})
-        stage.finish("f", rows_in=90)
-    elif verb == "rate":
+        stage.finish(done, rows_in=90)
+    elif box == "rate":
         rows = [scored(f"p{i}", "q", ["a"] * 5, [rng.gauss(3.2, 0.9) for _ in range(4)] + [None]) for i in range(90)]
         counts = {"answers": 450, "unscored": 90, "verdicts": 450, "nulls": 4, "label_mass": 440.0}
         stage.write_part(0, rows, "scored", counts=counts)
-        stage.finish("f", rows_in=90)
-    elif verb == "pair":
+        stage.finish(done, rows_in=90)
+    elif box == "pair":
         lost = [
-            {"id": f"x{i}", "stage": verb, "reason": r, "attempts": 1, "row": "{}"}
+            {"id": f"x{i}", "stage": box, "reason": r, "attempts": 1, "row": "{}"}
             for i, r in enumerate(["all scores equal"] * 5 + ["gap below min_gap"] * 2)
         ]
         stage.write_part(0, [pair(f"p{i}", rng) for i in range(83)], "preference", rejects=lost)
-        stage.finish("f", rows_in=90)
-    elif verb == "train":
+        stage.finish(done, rows_in=90)
+    elif box == "train":
         for step in range(1, 121):
-            run.metric(**metric(step, 120, round_number, rng))
+            record = metric(step, 120, round_of(stage.name), rng) | tags(stage.name)
+            run.metric(**record)
             if step % 40 == 0:
-                run.metric(**metric(step, 120, round_number, rng) | {"kind": "validation"})
+                run.metric(**record | {"kind": "validation"})
         (stage.path / "adapter.safetensors").write_bytes(b"weights")
-        stage.finish_files("f", extra={"steps": 120, "pairs": 77, "rejected": {"longer than max_length": 2}})
-    elif verb == "merge":
+        stage.finish_files(done, extra={"steps": 120, "pairs": 77, "rejected": {"longer than max_length": 2}})
+    elif box == "merge":
         (stage.path / "config.json").write_text("{}")
-        stage.finish_files("f")
+        stage.finish_files(done)
     else:
         rows = [
             scored(
@@ -198,4 +223,4 @@ def _stage(run: RunDir, stage: Any, verb: str, round_number: int, rng: random.Ra
             for i in range(40)
         ]
         stage.write_part(0, rows, "scored")
-        stage.finish("f", rows_in=40, extra={"evaluate": EVALUATE, "counts": JUDGED})
+        stage.finish(done, rows_in=40, extra={"evaluate": EVALUATE, "counts": JUDGED})

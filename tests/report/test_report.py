@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tests.report.example import EVALUATE, HOSTILE, JUDGED, write_run
+from tests.report.example import EVALUATE, HOSTILE, JUDGED, tags, write_run
 
 from prefloop.errors import UsageError
 from prefloop.report.build import build_report
@@ -191,8 +194,9 @@ def test_remarks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(JUDGED, name, value)
     path = write_run(tmp_path / "r")
     with RunDir.open(path) as run:
-        run.metric(round=1, kind="train", step=121, loss=float("nan"))
-        run.event("warning", text="the <b>tokenizer</b> has no pad token")
+        run.metric(round=1, kind="train", step=121, loss=float("nan"), **tags("train"))
+        for _ in range(2):
+            run.event("warning", text="the <b>tokenizer</b> has no pad token", **tags("train"))
     remarks = " ".join(collect(RunDir.peek(path))["remarks"])
     for words in (
         "Only 80 held-out prompts",
@@ -205,9 +209,96 @@ def test_remarks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "the <b>tokenizer</b> has no pad token",
     ):
         assert words in remarks
+    assert remarks.count("tokenizer") == 1  # a stage that went on warns again
     page = read(build_report(path))
     assert "<b>tokenizer" not in page
     parse(page)
+
+
+def edit_manifest(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    manifest = json.loads(read(path / "manifest.json"))
+    change(manifest)
+    (path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def test_stages_of_an_earlier_recipe_do_not_count(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "r", until="r2-evaluate", rounds=2)
+
+    def one_round(manifest: dict[str, Any]) -> None:
+        manifest["stages"] = [s for s in manifest["stages"] if s["round"] == 1]
+
+    edit_manifest(path, one_round)
+    data = collect(RunDir.peek(path))
+    assert data["rounds"] == []
+    assert [part["round"] for part in data["flow"]] == [1]
+    assert 'class="break"' not in data["curves"][0]["picture"]
+
+
+@pytest.mark.parametrize("now", ["another", None])
+def test_a_stage_counts_only_under_its_fingerprint(tmp_path: Path, now: str | None) -> None:
+    path = write_run(tmp_path / "r")
+    with RunDir.open(path) as run:
+        run.event("warning", text="of the earlier training", **tags("train"))
+        run.event("warning", text="of the rating", **tags("rate"))
+
+    def trained_anew(manifest: dict[str, Any]) -> None:
+        for stage in manifest["stages"]:
+            if stage["name"] in ("train", "merge", "evaluate"):
+                stage["fingerprint"] = now
+
+    edit_manifest(path, trained_anew)
+    data = collect(RunDir.peek(path))
+    assert (data["win"], data["measures"], data["samples"], data["curves"]) == (None, [], [], [])
+    assert data["unfinished"] == ["train", "merge", "evaluate"]
+    assert [j["title"] for j in data["judges"]] == ["Rating"]
+    assert "of the rating" in data["remarks"]
+    assert "of the earlier training" not in data["remarks"]
+    steps = {s["name"]: s["state"] for s in data["flow"][0]["steps"]}
+    assert (steps["pair"], steps["train"], steps["evaluate"]) == ("done", "waits", "waits")
+
+
+def test_metrics_of_an_earlier_longer_training_are_not_drawn(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "r", until="train")
+    with RunDir.open(path) as run:
+        old = {"stage": "train", "fingerprint": "of other settings"}
+        run.metric(round=1, kind="train", step=900, loss=float("nan"), **old)
+        run.event("model_loaded", path="x", device="a machine of before", **old)
+    data = collect(RunDir.peek(path))
+    assert not any("NaN" in remark for remark in data["remarks"])
+    assert ">900<" not in data["curves"][0]["picture"]
+    assert dict(data["facts"])["Device"] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("judge", "itself"),
+    [
+        (None, True),
+        ({"type": "judge", "mode": "pairwise", "model": None}, True),
+        ({"type": "judge", "mode": "pairwise", "model": {"path": "sandbox", "dtype": "float32"}}, True),
+        ({"type": "judge", "mode": "pointwise", "model": {"path": "another"}}, False),
+        ({"type": "function", "callable": "mine:score"}, False),
+    ],
+)
+def test_who_measured_goes_by_the_model_not_by_how_it_was_asked(
+    tmp_path: Path, judge: dict[str, Any] | None, itself: bool
+) -> None:
+    path = write_run(tmp_path / "r")
+    edit_manifest(path, lambda manifest: manifest["recipe"]["evaluate"].update(judge=judge))
+    assert any("also measured" in r for r in collect(RunDir.peek(path))["remarks"]) == itself
+
+
+def test_an_interval_without_width_is_called_empty(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    flat = {"value": 1.0, "ci_low": 1.0, "ci_high": 1.0}
+    monkeypatch.setitem(EVALUATE, "win_rate", EVALUATE["win_rate"] | flat | {"n": 12})
+    monkeypatch.setitem(EVALUATE, "sandbox", {"kindness": {"base": 0.0, "aligned": 1.0, "n": 12, "difference": flat}})
+    path = write_run(tmp_path / "r")
+    data = collect(RunDir.peek(path))
+    assert data["win"]["verdict"] == data["measures"][0]["verdict"] == "same"
+    assert "kindness: all 12 changes are equal; the interval says nothing." in data["remarks"]
+    text = " ".join(parse(read(build_report(path))).text.split())
+    assert "better than the base" not in text
+    assert "on 12 held-out prompts" in text
+    assert text.count("all 12 equal; the interval says nothing") == 2
 
 
 def test_a_good_run_has_one_remark(finished: Path) -> None:

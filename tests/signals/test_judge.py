@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from prefloop.backends.base import Backend, Choice, Refusal
 from prefloop.config import FunctionSignalSection, JudgeSignalSection
-from prefloop.errors import PrefloopError
-from prefloop.signals.build import build, check, identity, remark
+from prefloop.errors import PrefloopError, UsageError
+from prefloop.signals import template
+from prefloop.signals.build import build, card, check, identity, preflight, remark
 from prefloop.signals.driver import rate
 from prefloop.signals.judge import JudgeSignal, rates
 
@@ -168,6 +169,74 @@ def test_the_stage_stops_at_too_many_nulls():
     check(section, {"rows": 0})
     with pytest.raises(PrefloopError, match="no verdict in 6 of 100 calls"):
         check(section, {"verdicts": 100, "nulls": 6, "label_mass": 12.0})
+
+
+def test_before_the_end_only_a_mute_judge_is_stopped():
+    section = JudgeSignalSection(type="judge", max_null_share=0.05)
+    check(section, {"verdicts": 99, "nulls": 99}, final=False)
+    check(section, {"verdicts": 100, "nulls": 50}, final=False)
+    with pytest.raises(PrefloopError, match="no verdict in 51 of 100"):
+        check(section, {"verdicts": 100, "nulls": 51}, final=False)
+    with pytest.raises(PrefloopError, match="no verdict in 6 of 50"):
+        check(section, {"verdicts": 50, "nulls": 6})
+    patient = JudgeSignalSection(type="judge", max_null_share=0.9)
+    check(patient, {"verdicts": 100, "nulls": 80}, final=False)
+
+
+def counted(consistent, longer_wins, label_mass, cases=100):
+    return {
+        **{"verdicts": 2 * cases, "nulls": 0, "pairs": cases, "null_pairs": 0, "consistent": consistent},
+        **{"first_decided": 2 * cases, "first_wins": cases, "label_mass": label_mass * 2 * cases},
+        **{"longer_decided": cases, "longer_wins": longer_wins},
+    }
+
+
+PAIRWISE = JudgeSignalSection(type="judge", mode="pairwise")
+
+
+@pytest.mark.parametrize(
+    ("counts", "words"),
+    [
+        (counted(60, 80, 0.05), []),
+        (counted(59, 50, 0.9), ["only 59% of the pairs alike in both orders: its verdicts are mostly noise"]),
+        (counted(90, 81, 0.9), ["longer answer wins 81%", "noise"]),
+        (counted(90, 50, 0.04), ["mean probability of 0.040: it wanted to say something else"]),
+        (counted(50, 90, 0.01), ["alike", "longer", "something else"]),
+        (counted(5, 19, 0.9, cases=19), []),  # too few to say
+    ],
+)
+def test_doubtful_verdicts_are_warned_of(counts, words):
+    said = remark(PAIRWISE, counts)
+    assert (said is None) == (not words)
+    for word in words:
+        assert word in said
+    assert remark(FunctionSignalSection(type="function", callable="m:f"), counts) is None
+
+
+def test_the_card_of_a_pairwise_judge():
+    assert card(PAIRWISE, counted(93, 58, 0.9)) == (
+        "the judge: both orders agree on 93% of 100 pairs, the answer shown first wins 50%, the longer answer wins 58%"
+    )
+    assert card(PAIRWISE, {"verdicts": 3, "nulls": 0, "label_mass": 3.0}) is None
+    assert card(FunctionSignalSection(type="function", callable="m:f"), counted(93, 58, 0.9)) is None
+
+
+def test_preflight_finds_faulty_templates(tmp_path):
+    preflight(JudgeSignalSection(type="judge"))
+    preflight(JudgeSignalSection(type="judge", mode="pairwise", template="sandbox"))
+    own = tmp_path / "own.j2"
+    own.write_text("{{ instruction.__class__.__mro__ }} {{ answer }}")
+    for name, message in [(str(own), "SecurityError"), ("absent.j2", "cannot read"), ("absent", "no shipped set")]:
+        with pytest.raises(UsageError, match=message):
+            preflight(JudgeSignalSection(type="judge", template=name))
+
+
+def test_the_identity_follows_the_brief_prompt_too(monkeypatch):
+    """It gives verdicts as well, when the context is short."""
+    before = identity(JudgeSignalSection(type="judge"))
+    monkeypatch.setitem(template.SHIPPED, "brief", "sandbox/templates")
+    assert identity(JudgeSignalSection(type="judge")) != before
+    assert identity(JudgeSignalSection(type="judge", template="sandbox"))["brief_sha"] is None
 
 
 def test_build_names_models_and_templates():

@@ -95,6 +95,9 @@ def test_a_bare_name_is_a_shipped_set_and_anything_else_a_file(tmp_path, monkeyp
     (tmp_path / "mine").write_text("{{ instruction }} {{ answer }}")
     with pytest.raises(UsageError, match=r"no shipped set .* 'mine'"):
         template.load("mine", "pointwise")
+    assert [template.is_shipped(name) for name in (None, "default", "mine", "./mine", "mine.j2")] == [
+        *(True, True, True, False, False)
+    ]
     assert template.load("./mine", "pointwise").source == "{{ instruction }} {{ answer }}"
     with pytest.raises(UsageError, match=r"absent\.j2: cannot read"):
         template.load("absent.j2", "pointwise")

@@ -222,13 +222,6 @@ def test_damaged_entry_is_a_usage_error(path):
             cache.get_many(["a"])
 
 
-def test_place_that_cannot_be_written_is_a_usage_error(tmp_path):
-    with pytest.raises(UsageError, match="cannot be used") as error:
-        Cache(tmp_path / "missing" / "cache.db")
-    assert error.value.fix is not None
-    assert "folder" in error.value.fix
-
-
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_read_only_folder_is_a_usage_error(tmp_path):
     tmp_path.chmod(0o555)
@@ -275,6 +268,20 @@ def test_network_file_systems_are_told_by_the_nearest_mount(tmp_path, folder, sy
 
 def test_network_file_system_is_refused(path, monkeypatch):
     monkeypatch.setattr(cache_module, "network_filesystem", lambda folder: "nfs4")
-    with pytest.raises(UsageError, match="nfs4"):
+    with pytest.raises(UsageError, match=r"(?s)nfs4.*PREFLOOP_CACHE=/local/path/cache\.db"):
         Cache(path)
     assert not path.exists()
+
+
+def test_a_missing_folder_is_made(tmp_path):
+    Cache(tmp_path / "a" / "b" / "cache.db").close()
+    assert (tmp_path / "a" / "b" / "cache.db").is_file()
+
+
+def test_a_place_that_cannot_be_written_says_where_to_put_it(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.db").mkdir()
+    for place in (tmp_path / "file" / "cache.db", tmp_path / "folder.db"):
+        with pytest.raises(UsageError, match=r"(?s)cannot be.*PREFLOOP_CACHE=/local/path/cache\.db") as caught:
+            Cache(place)
+        assert caught.value.where == str(place)

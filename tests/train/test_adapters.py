@@ -154,6 +154,24 @@ def test_sampling_settings_without_sampling_are_kept(tmp_path: Path) -> None:
         assert (kept["do_sample"], kept["temperature"]) == (False, 0.6)
 
 
+def test_a_dated_template_keeps_its_clock(tmp_path: Path) -> None:
+    base = copy_tiny_model(tmp_path / "m", "llama")
+    template = "{{ bos_token }}{{ strftime_now('%d %b %Y') }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    (base / "chat_template.jinja").write_text(template)
+    merge(section(base), trained(tmp_path / "t", base), tmp_path / "merged", MergeSection())
+    assert AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template == template
+
+
+def test_a_pickled_adapter_is_not_merged(tmp_path: Path) -> None:
+    base = tiny_model_folder("llama")
+    adapter = trained(tmp_path / "t", base) / "adapter"
+    torch.save(load_file(adapter / "adapter_model.safetensors"), adapter / "adapter_model.bin")
+    (adapter / "adapter_model.safetensors").unlink()
+    with pytest.raises(UsageError, match=r"no adapter_model\.safetensors"):
+        merge(section(base), tmp_path / "t", tmp_path / "merged", MergeSection())
+    assert not (tmp_path / "merged").exists()
+
+
 def test_refusals(tmp_path: Path) -> None:
     base = tiny_model_folder("llama")
     with pytest.raises(UsageError, match="neither an adapter nor trained weights"):
@@ -193,6 +211,12 @@ def test_lora_settings_reach_the_adapter(tmp_path: Path) -> None:
     assert len(names) == 2 * 2 * 2  # layers, modules, matrices
     run(tmp_path / "pattern", tiny_model_folder("llama"), lora=LoraSection(target_modules=r".*\.[qk]_proj"))
     assert len(load_file(tmp_path / "pattern" / "adapter" / "adapter_model.safetensors")) == 2 * 2 * 2
+    saved = json.loads((tmp_path / "pattern" / "adapter" / "adapter_config.json").read_text())
+    assert saved["target_modules"] == r".*\.[qk]_proj"
+    base = tiny_model_folder("llama")
+    merge(section(base), tmp_path / "pattern", tmp_path / "merged", MergeSection())
+    merged, own = (load_file(place / "model.safetensors") for place in (tmp_path / "merged", base))
+    assert {name.split(".")[-2] for name in own if not torch.equal(own[name], merged[name])} == {"q_proj", "k_proj"}
     run(tmp_path / "all", tiny_model_folder("llama"), lora=LoraSection(r=2))
     everything = load_file(tmp_path / "all" / "adapter" / "adapter_model.safetensors")
     assert len(everything) == 2 * 7 * 2

@@ -61,6 +61,24 @@ def test_rejects_have_reasons_and_the_row() -> None:
     assert json.loads(rejects[0]["row"]) == rows[1]
 
 
+def test_an_empty_answer_is_trained_on_only_where_it_ended() -> None:
+    rows = make_rows(4)
+    for row, side, finish in (
+        (rows[1], "chosen", "length"),
+        (rows[2], "rejected", "length"),
+        (rows[3], "rejected", "stop"),
+    ):
+        row[side] = [{"role": "assistant", "content": ""}]  # type: ignore[literal-required]
+        row[f"{side}_finish"] = finish  # type: ignore[literal-required]
+    pairs, rejects = encode(rows)
+    assert [p.id for p in pairs] == [rows[0]["id"], rows[3]["id"]]
+    assert len(pairs[1].rejected_ids) == 1, "the end of turn"
+    assert [(r["id"], r["reason"]) for r in rejects] == [
+        (rows[1]["id"], "the chosen answer is empty and was cut off"),
+        (rows[2]["id"], "the rejected answer is empty and was cut off"),
+    ]
+
+
 def test_a_row_is_counted_whole_or_not_at_all() -> None:
     rows = make_rows(20)
     longest = max(p.length for p in encode(rows)[0])

@@ -17,6 +17,7 @@ import pytest
 import torch
 from training_runs import RESUME, make_rows, run, weights
 
+from prefloop.config import LoraSection
 from prefloop.errors import Interrupted
 from prefloop.store import atomic
 from prefloop.train import checkpoints
@@ -153,6 +154,39 @@ def test_other_settings_do_not_continue_a_checkpoint(tmp_path: Path, monkeypatch
     records: list[dict[str, Any]] = []
     run(tmp_path / "t", model, **{**RESUME, "learning_rate": 5e-4}, records=records)
     assert records[0]["step"] == 0
+
+
+def test_a_smaller_micro_batch_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an out-of-memory the checkpoint counts, and its place in the data is the same for any micro-batch."""
+    model = tiny_model_folder("llama")
+    settings = {**RESUME, "lora": LoraSection(r=4, alpha=8), "save_steps": 3}  # checkpoints inside of epochs
+    seen: list[tuple[int, list[str]]] = []
+    begin, end = Rhythm.on_step_begin, Rhythm.on_step_end
+
+    def note(self: Rhythm, args: Any, state: Any, control: Any, **more: Any) -> None:
+        seen.append((state.global_step, list(self.meter.step_ids)))
+        end(self, args, state, control, **more)
+
+    def die(self: Rhythm, args: Any, state: Any, control: Any, **more: Any) -> None:
+        if state.global_step == 7:
+            raise Killed
+        begin(self, args, state, control, **more)
+
+    monkeypatch.setattr(Rhythm, "on_step_end", note)
+    run(tmp_path / "whole", model, **settings)
+    order = dict(seen)
+    with monkeypatch.context() as patch:
+        patch.setattr(Rhythm, "on_step_begin", die)
+        with pytest.raises(Killed):
+            run(tmp_path / "t", model, **settings)
+    seen.clear()
+    result = run(tmp_path / "t", model, **{**settings, "micro_batch_size": 1, "gradient_checkpointing": True})
+    assert [step for step, _ in seen] == list(range(7, STEPS + 1)), "it went on from checkpoint 6"
+    assert dict(seen) == {step: order[step] for step in range(7, STEPS + 1)}
+    whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "t")
+    assert max(float((whole[k] - resumed[k]).abs().max()) for k in whole) < 1e-5
+    monkeypatch.setattr("prefloop.train.run.load_model", None)
+    assert run(tmp_path / "t", model, **settings) == result, "a finished training is not repeated either"
 
 
 def test_a_checkpoint_that_lost_a_file_does_not_count(tmp_path: Path) -> None:

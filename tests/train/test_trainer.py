@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,14 @@ import torch
 from safetensors.torch import load_file
 from training_runs import make_rows, run, weights
 
-from prefloop.config import DpoObjectiveSection, LoraSection, ModelSection
+from prefloop.config import DpoObjectiveSection, LoraSection, MergeSection, ModelSection
 from prefloop.engine.load import load_model
 from prefloop.errors import PrefloopError, UsageError
 from prefloop.train import adapters
 from prefloop.train.data import Pair
 from prefloop.train.precision import Precision
 from prefloop.train.rhythm import Plan
+from prefloop.train.run import merge
 from prefloop.train.trainer import start_tolerance
 from tiny_models import copy_tiny_model, tiny_model_folder
 
@@ -257,19 +260,29 @@ def test_refusals(settings: dict[str, Any], message: str, tmp_path: Path) -> Non
         run(tmp_path / "t", tiny_model_folder("llama"), **settings)
 
 
-def test_an_unmerged_adapter_is_no_start(tmp_path: Path) -> None:
-    run(tmp_path / "t", tiny_model_folder("llama"))
-    with pytest.raises(UsageError, match="merge it first"):
-        run(tmp_path / "u", tmp_path / "t" / "adapter")
+@pytest.mark.parametrize("lora", [True, False])
+def test_a_trained_model_is_freed(lora: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two models do not fit where one does: what a training or merge loaded must be gone when it returns."""
+    loaded: list[weakref.ref[Any]] = []
+
+    def noted(section: ModelSection) -> Any:
+        model = load_model(section)
+        loaded.append(weakref.ref(model.get_input_embeddings().weight))
+        return model
+
+    base = tiny_model_folder("llama")
+    monkeypatch.setattr("prefloop.train.run.load_model", noted)
+    monkeypatch.setattr("prefloop.train.adapters.load_model", noted)
+    gc.disable()  # or it might come by on its own, and hide that nobody called it
+    try:
+        run(tmp_path / "t", base, make_rows(4), lora=lora)
+        merge(ModelSection(path=str(base), device="cpu"), tmp_path / "t", tmp_path / "merged", MergeSection())
+        assert [model() for model in loaded] == [None, None]
+    finally:
+        gc.enable()
 
 
-def test_more_than_one_process_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UsageError, match="one process"):
-        run(tmp_path / "t", tiny_model_folder("llama"))
-
-
-def test_devices() -> None:
-    assert Precision.choose(torch.device("cuda:0"), torch.bfloat16).name == "bfloat16"
-    with pytest.raises(UsageError, match="CUDA_VISIBLE_DEVICES=1"):
-        Precision.choose(torch.device("cuda:1"), torch.bfloat16)
+@pytest.mark.parametrize(("lora", "base"), [(True, "bfloat16"), (False, "float32")])
+def test_the_references_key_says_how_the_base_was_held(lora: bool, base: str, tmp_path: Path) -> None:
+    result = run(tmp_path / "t", tiny_model_folder("llama", spread=2.0), make_rows(4), lora=lora, dtype="bfloat16")
+    assert (result["reference"]["dtype"], result["reference"]["weights"]) == ("bfloat16", base)

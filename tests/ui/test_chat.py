@@ -6,6 +6,7 @@ import pytest
 from tests.tiny_models import tiny_model_folder
 from typer.testing import CliRunner
 
+from prefloop.backends.hf import HfBackend
 from prefloop.cli import app
 from prefloop.ui import chat
 
@@ -24,7 +25,9 @@ def answers(monkeypatch):
 
 
 def talk(lines, *arguments):
-    return CliRunner().invoke(app, ["chat", str(tiny_model_folder("llama")), *arguments], input="\n".join(lines) + "\n")
+    return CliRunner().invoke(
+        app, ["chat", str(tiny_model_folder("llama")), *arguments], input="\n".join(lines) + "\n"
+    )
 
 
 def test_the_conversation_grows_and_resets(answers):
@@ -48,6 +51,15 @@ def test_a_real_answer_is_streamed_and_repeats_with_the_seed():
     assert first.exit_code == 0
     assert first.stdout.strip()
     assert first.stdout == second.stdout
+
+
+def test_an_answer_cannot_drive_the_terminal(monkeypatch, capsys):
+    backend = HfBackend.__new__(HfBackend)
+    monkeypatch.setattr(HfBackend, "stream", lambda self, turns, sampling: iter(["one\x1b", "[2J\n", "two\r\x9b"]))
+    said = chat._answer(backend, [{"role": "user", "content": "Hello"}], 0.0, 8, 0)
+    assert capsys.readouterr().out == "one[2J\ntwo\n"
+    # The conversation goes on with what the model said.
+    assert said == "one\x1b[2J\ntwo\r\x9b"
 
 
 def test_a_missing_model_is_one_message(tmp_path):

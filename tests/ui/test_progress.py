@@ -154,6 +154,19 @@ def test_nothing_goes_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
     assert "train" in captured.err
 
 
+def test_a_model_cannot_drive_the_terminal() -> None:
+    evil = "\x1b[2Jx\r\x9b"
+    stream = io.StringIO()
+    with Progress(stream=stream, title=evil) as progress:
+        progress.skip("sample", evil)
+        progress.stage("rate", 1, 1)
+        progress.update(last=evil)
+        progress.note(evil)
+        progress.warn(evil)
+    assert stream.getvalue().count("[2Jx") == 5
+    assert not set("\x1b\r\x9b") & set(stream.getvalue())
+
+
 def test_numbers_and_seconds() -> None:
     assert [_number(v) for v in (3, 12_345, 12_345.0, 0.69314718, 5e-05, 12_345.6, float("nan"), "x")] == [
         "3",

@@ -29,8 +29,9 @@ from prefloop.backends.base import (
 from prefloop.config import ModelSection
 from prefloop.engine import decode
 from prefloop.engine.layout import Layout, Row, concatenated, next_tokens
-from prefloop.engine.load import load_model, resolve_model_path
+from prefloop.engine.load import free, load_model, resolve_model_path
 from prefloop.engine.logprob import attach_scorer, response_lengths, token_logprobs
+from prefloop.engine.tokens import VERSION as TOKENS_VERSION
 from prefloop.engine.tokens import PromptError, encode_completion, encode_prompt, end_of_turn_ids, load_tokenizer
 from prefloop.records import Message, prompt_id
 from prefloop.store import fingerprint
@@ -66,6 +67,7 @@ class HfBackend(Backend):
             "template": fingerprint.digest(tokenizer.chat_template),
             "dtype": str(model.dtype).removeprefix("torch."),
             "decoding": decode.VERSION,
+            "tokens": TOKENS_VERSION,
         }
 
     @classmethod
@@ -137,8 +139,7 @@ class HfBackend(Backend):
     def close(self) -> None:
         """Let go of the model; it is freed unless somebody else holds it. The backend is of no use afterwards."""
         del self.model
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free()
 
     def _generate(self, requests: Sequence[GenerateRequest]) -> list[Result]:
         results: list[Result | None] = [None] * len(requests)

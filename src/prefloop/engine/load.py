@@ -1,15 +1,20 @@
 """Where models come from and how they are loaded. Training, sampling and scoring all load through here.
 
-Weights are read from safetensors only: loading other formats unpickles them. This module imports neither torch nor
-transformers at the top.
+Weights, those of adapters too, are read from safetensors only: loading other formats unpickles them. This module
+imports neither torch nor transformers at the top.
 """
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib.resources
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
 
 from prefloop.config import ModelSection
 from prefloop.errors import UsageError
@@ -18,6 +23,9 @@ if TYPE_CHECKING:
     import torch
 
 SANDBOX = "sandbox"
+LOAD_ERRORS = (OSError, ValueError, ImportError, SafetensorError)
+"""What transformers raises where something is missing, broken, or needs a package that is not installed."""
+_WHAT_TO_GIVE = "give a hub id, or the folder of a model with config.json and *.safetensors, or of a LoRA adapter"
 
 
 def resolve_model_path(path: str) -> str:
@@ -47,27 +55,85 @@ def adapter_base(path: str) -> tuple[str, str | None] | None:
     return str(base), entries.get("revision")
 
 
+def _source(section: ModelSection) -> tuple[str, str | None]:
+    """(path, revision) of the weights to load: the model's, for an adapter's folder its base's."""
+    path = resolve_model_path(section.path)
+    base = adapter_base(path)
+    return (path, section.revision) if base is None else (resolve_model_path(base[0]), base[1])
+
+
 def choose_device(setting: str) -> torch.device:
-    """The device that a section's `device` means."""
-    import torch
+    """The device that a section's `device` means.
 
-    if setting != "auto":
-        try:
-            return torch.device(setting)
-        except RuntimeError as error:
-            raise UsageError(f"unknown device {setting!r}", fix="give auto, cpu, cuda, cuda:1 or mps") from error
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def choose_dtype(setting: str, device: torch.device) -> Any:
-    """The `dtype` argument of `from_pretrained` that a section's `dtype` means on a device."""
+    Raises:
+        UsageError: there is no such device here.
+    """
     import torch
 
     if setting == "auto":
-        return torch.float32 if device.type == "cpu" else "auto"
-    return getattr(torch, setting)
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(setting)
+    except RuntimeError as error:
+        raise UsageError(f"unknown device {setting!r}", fix="give auto, cpu, cuda, cuda:1 or mps") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            f"device {setting}: torch {torch.__version__} finds no GPU",
+            fix="set model.device=cpu, or install a driver and the build of torch for it (`prefloop doctor`)",
+        )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(
+            f"device {setting}: the GPUs here are cuda:0 to cuda:{torch.cuda.device_count() - 1}",
+            fix="give one of them; CUDA_VISIBLE_DEVICES hides the others",
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UsageError(f"device {setting}: this machine has none", fix="set model.device=cpu")
+    return device
+
+
+def load_config(section: ModelSection) -> Any:
+    """The configuration of a section's model, for an adapter that of its base; no weights are read.
+
+    Raises:
+        UsageError: there is none.
+    """
+    from transformers import AutoConfig
+
+    source, revision = _source(section)
+    try:
+        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=section.trust_remote_code)
+    except LOAD_ERRORS as error:
+        raise UsageError(
+            f"has no model configuration that can be read: {error}",
+            where=section.path,
+            fix=load_fix(error, source) or _WHAT_TO_GIVE,
+        ) from error
+
+
+def choose_dtype(section: ModelSection, device: torch.device) -> Any:
+    """The `dtype` argument of `from_pretrained` for a section's `dtype` on a device.
+
+    `auto` is float32 on a CPU, and on a GPU what the checkpoint's configuration says, with two exceptions: nothing
+    said is float32, and float16, in which training's small gradients vanish, is bfloat16 (float32 where the GPU has
+    no bfloat16). One rule for sampling and training, so the model that is trained is the one that was sampled from. A
+    quantised checkpoint keeps the "auto" of transformers, since its kernels ask for a dtype of their own.
+    """
+    import torch
+
+    if section.dtype != "auto":
+        return getattr(torch, section.dtype)
+    if device.type == "cpu":
+        return torch.float32
+    config = load_config(section)
+    if getattr(config, "quantization_config", None) is not None:
+        return "auto"
+    dtype = config.dtype or config.get_text_config().dtype or torch.float32
+    if dtype != torch.float16:
+        return dtype
+    lacks_bfloat16 = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.float32 if lacks_bfloat16 else torch.bfloat16
 
 
 def load_model(section: ModelSection) -> Any:
@@ -77,25 +143,32 @@ def load_model(section: ModelSection) -> Any:
         UsageError: nothing is there, it is no causal model, or weights are missing from the checkpoint.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.utils.peft_utils import find_adapter_config_file
 
-    path = resolve_model_path(section.path)
-    base = adapter_base(path)
     device = choose_device(section.device)
-    source, revision = (path, section.revision) if base is None else (resolve_model_path(base[0]), base[1])
+    source, revision = _source(section)
+    dtype = choose_dtype(section, device)
     try:
+        # transformers would load its base and then peft its weights, from a pickle if need be.
+        if find_adapter_config_file(source, revision=revision) is not None:
+            raise UsageError(
+                f"{source} is an adapter; adapters are loaded from local folders, and upon plain models",
+                where=section.path,
+                fix=f"fetch it with `hf download {source} --local-dir FOLDER` and give the folder",
+            )
         model, info = AutoModelForCausalLM.from_pretrained(
             source,
             revision=revision,
-            dtype=choose_dtype(section.dtype, device),
+            dtype=dtype,
             trust_remote_code=section.trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
+    except LOAD_ERRORS as error:
         raise UsageError(
             f"cannot be loaded as a causal language model: {error}",
             where=section.path,
-            fix="give a hub id, or the folder of a model with config.json and *.safetensors, or of a LoRA adapter",
+            fix=load_fix(error, source) or _WHAT_TO_GIVE,
         ) from error
     missing = sorted(info["missing_keys"])
     if missing:  # transformers would go on with random weights in their place
@@ -104,8 +177,85 @@ def load_model(section: ModelSection) -> Any:
             where=section.path,
             fix="check that this is a causal model and that the download is complete",
         )
-    if base is not None:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, path)
+    path = resolve_model_path(section.path)
+    if adapter_base(path) is not None:
+        model = load_adapter(model, Path(path))
     return model.to(device).eval()
+
+
+def load_adapter(model: Any, folder: Path) -> Any:
+    """The model with the LoRA adapter of a local folder, as a PEFT model.
+
+    Raises:
+        UsageError: the folder has no safetensors, or the adapter belongs to another architecture.
+    """
+    from peft import PeftModel
+
+    weights = folder / "adapter_model.safetensors"
+    if not weights.is_file():  # peft would unpickle adapter_model.bin in its place
+        raise UsageError(
+            f"the adapter has no {weights.name}; weights are read from safetensors only",
+            where=str(folder),
+            fix="save it again with `save_pretrained(folder, safe_serialization=True)` where you trust it",
+        )
+    try:
+        return PeftModel.from_pretrained(model, str(folder))
+    except (*LOAD_ERRORS, RuntimeError) as error:
+        raise UsageError(
+            f"the adapter does not fit the model, or cannot be read: {error}",
+            where=str(folder),
+            fix="use it with the model that it was trained on, and check that its download is complete",
+        ) from error
+
+
+@contextlib.contextmanager
+def freeing() -> Iterator[None]:
+    """What was loaded in the block, or in a function decorated with this, is gone behind it unless somebody holds it.
+
+    A model with a scorer refers to itself, and so does a trainer. Only the collector frees such memory, and it may not
+    come by before the next model is loaded (tests/train/test_trainer.py::test_a_trained_model_is_freed).
+    """
+    try:
+        yield
+    finally:
+        free()
+
+
+def free() -> None:
+    """Give back the memory of models that nobody holds any more."""
+    import torch
+
+    gc.collect()  # first: what sits in reference cycles still holds its tensors
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def load_fix(error: BaseException, name: str) -> str | None:
+    """What to do about an error of loading `name`, where the error says which of the usual ones it is."""
+    from huggingface_hub import errors
+
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+
+    def met(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(e, kinds) for e in chain)
+
+    if met(errors.GatedRepoError):
+        return f"accept the terms at https://huggingface.co/{name}, then log in with `hf auth login` or set HF_TOKEN"
+    if met(errors.RepositoryNotFoundError):
+        return f"{_WHAT_TO_GIVE}; for a private model log in with `hf auth login` or set HF_TOKEN"
+    if met(errors.RevisionNotFoundError):
+        return "give a branch, tag or commit of the model as `revision`"
+    if met(errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+        return (
+            "the model is not in the local cache and the hub cannot be reached: fetch it once with "
+            f"`hf download {name}` where there is a network (and no HF_HUB_OFFLINE), or give a folder"
+        )
+    if met(ImportError):
+        return "install the package that the error names; this checkpoint's format needs it"
+    if met(SafetensorError):
+        return "a weights file is cut off or no safetensors file: fetch it again"
+    return None

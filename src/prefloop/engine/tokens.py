@@ -1,12 +1,15 @@
 """From messages and texts to token ids, for training and for backends alike.
 
 A prompt is encoded through the chat template up to the point where the assistant speaks; a completion is encoded on
-its own and stands behind it. So the prompt's ids are a prefix of prompt and completion by construction, and what is
-trained on is what was sampled from.
+its own and stands behind it. So the prompt's ids are a prefix of prompt and completion by construction, and training
+and scoring see the very prompt that was sampled from. An answer is kept as text and encoded again: where a model
+sampled tokens that are not the tokenizer's own cut of that text, training sees the tokenizer's ids, not the sampled.
 
 Text never makes control tokens. `<|im_end|>` in a user's message or in an answer is encoded as those ten characters;
 only the template and `end_of_turn` put control tokens in. (Control tokens are those that the tokenizer marks as
 special. Marks such as `<think>`, which tokenizers add without that flag, stay what they are.)
+
+Templates that print today's date are given one fixed day (`engine/templates.py`).
 
 This module imports neither torch nor transformers at the top.
 """
@@ -14,15 +17,21 @@ This module imports neither torch nor transformers at the top.
 from __future__ import annotations
 
 import functools
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prefloop.config import ModelSection
-from prefloop.engine.load import adapter_base, resolve_model_path
-from prefloop.engine.templates import choose_template
+from prefloop.engine.load import LOAD_ERRORS, adapter_base, load_fix, resolve_model_path
+from prefloop.engine.templates import TEMPLATE_DATE, choose_template, fix_date
 from prefloop.errors import UsageError
 from prefloop.records import Message
+
+logger = logging.getLogger(__name__)
+
+VERSION = 1
+"""Goes into the cache key: raise it when the same messages and template would give other ids."""
 
 ROLES = ("system", "user", "assistant")
 
@@ -42,16 +51,23 @@ def load_tokenizer(section: ModelSection) -> Any:
     path, revision = resolve_model_path(section.path), section.revision
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=section.trust_remote_code)
-    except (OSError, ValueError) as error:
+    except LOAD_ERRORS as error:
         base = adapter_base(path)  # an adapter's folder need not hold the tokenizer
         if base is None:
-            raise UsageError(
-                f"no tokenizer: {error}", where=section.path, fix="give a hub id or the folder of a causal model"
-            ) from error
+            fix = load_fix(error, path) or "give a hub id or the folder of a causal model"
+            raise UsageError(f"no tokenizer: {error}", where=section.path, fix=fix) from error
         return load_tokenizer(section.model_copy(update={"path": base[0], "revision": base[1]}))
     own = None if tokenizer.chat_template is None else tokenizer.get_chat_template()
     tokenizer.chat_template = choose_template(section.template, own)
+    if fix_date(tokenizer.chat_template) != tokenizer.chat_template:
+        _say_date(section.path)
     return tokenizer
+
+
+@functools.cache
+def _say_date(name: str) -> None:
+    """Once for each model: people who compare with a deployed model will find another date there."""
+    logger.info("the chat template of %s asks for today's date; here it is always told %s", name, TEMPLATE_DATE)
 
 
 def encode_prompt(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
@@ -157,14 +173,20 @@ def fold_system(messages: Sequence[Message]) -> list[Message]:
 def _apply_template(tokenizer: Any, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
     import jinja2
 
+    own: str = tokenizer.chat_template
+    template = fix_date(own)
     try:
         return str(
             tokenizer.apply_chat_template(
-                [dict(m) for m in messages], tokenize=False, add_generation_prompt=add_generation_prompt
+                [dict(m) for m in messages],
+                chat_template=template,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
             )
         )
     except jinja2.TemplateSyntaxError as error:
-        raise UsageError(f"the chat template has an error in line {error.lineno}: {error.message}") from error
+        line = error.lineno - (template.count("\n") - own.count("\n"))
+        raise UsageError(f"the chat template has an error in line {line}: {error.message}") from error
     except jinja2.TemplateError as error:
         roles = ", ".join(m["role"] for m in messages)
         raise PromptError(f"the chat template refuses a conversation of {roles}: {error}") from error

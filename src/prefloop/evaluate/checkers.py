@@ -9,7 +9,7 @@ from prefloop.errors import UsageError
 from prefloop.evaluate.answers import by_prompt
 from prefloop.evaluate.stats import paired_difference
 from prefloop.records import CandidatesRow
-from prefloop.signals.function import load, number
+from prefloop.signals.function import Scorer, ask, load
 
 
 def check(
@@ -29,16 +29,29 @@ def check(
         "difference": {"value", "ci_low", "ci_high"}} with aligned - base.
 
     Raises:
-        UsageError: a function is not there, gives anything but 0..1 or None, or applies to no row at all.
+        UsageError: a function is not there, fails, gives anything but 0..1 or None, or applies to no row at all.
     """
     return {name: _check(name, path, rows, resamples, seed) for name, path in functions.items()}
+
+
+def preflight(functions: Mapping[str, str]) -> None:
+    """Import every checker, to find a missing one before hours of work and not after.
+
+    Args:
+        functions: name -> `module:name`, one group of the recipe's `evaluate.checkers`.
+
+    Raises:
+        UsageError: a module or function is not there, or cannot be imported.
+    """
+    for path in functions.values():
+        load(path)
 
 
 def _check(name: str, path: str, rows: Sequence[CandidatesRow], resamples: int, seed: int) -> dict[str, Any]:
     function = load(path)
     values: list[tuple[float, float] | None] = []
     for row in rows:
-        base, aligned = (_rate(function(row["prompt"], c["text"]), path, row["id"]) for c in row["completions"])
+        base, aligned = (_rate(function, path, row, c["text"]) for c in row["completions"])
         values.append(None if base is None or aligned is None else (base, aligned))
     groups = [[pair for pair in group if pair is not None] for group in by_prompt(rows, values)]
     units = [tuple(sum(side) / len(group) for side in zip(*group, strict=True)) for group in groups if group]
@@ -58,11 +71,13 @@ def _check(name: str, path: str, rows: Sequence[CandidatesRow], resamples: int, 
     }
 
 
-def _rate(value: Any, path: str, row_id: str) -> float | None:
+def _rate(function: Scorer, path: str, row: CandidatesRow, text: str) -> float | None:
+    where = f"prompt {row['id']}"
     try:
-        rate = number(value, path)
+        rate = ask(function, path, row["prompt"], text)
     except UsageError as error:
-        raise UsageError(error.what, where=f"prompt {row_id}", fix=error.fix) from error
+        inner = f"{where}, {error.where}" if error.where else where
+        raise UsageError(error.what, where=inner, fix=error.fix) from error
     if rate is not None and not 0 <= rate <= 1:
-        raise UsageError(f"{path} returned {value!r}", where=f"prompt {row_id}", fix="return 0 to 1, or None")
+        raise UsageError(f"{path} returned {rate:g}", where=where, fix="return 0 to 1, or None")
     return rate

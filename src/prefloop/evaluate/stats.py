@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 # Resampled values held at once (8 bytes each, twice): memory stays near 64 MB whatever the number of prompts.
 CHUNK = 4_000_000
+
+# Below this many prompts a bootstrap interval without width is no evidence: by the rule of three, up to 3 / n of the
+# prompts may still be different when n were seen that are all equal.
+FEW = 30
 
 # Standard normal quantile of a two-sided 95 % interval.
 Z95 = 1.959963984540054
@@ -60,6 +64,15 @@ def paired_difference(
         base, aligned: [n] each, value i of both from prompt i.
     """
     return bootstrap_mean([b - a for a, b in zip(base, aligned, strict=True)], resamples, seed)
+
+
+def says_nothing(figure: Mapping[str, Any]) -> bool:
+    """Whether an interval has no width because its few values are all equal: a bootstrap can only draw that value.
+
+    Args:
+        figure: ci_low, ci_high and n, as summary.json has them.
+    """
+    return bool(figure["ci_low"] == figure["ci_high"] and figure["n"] < FEW)
 
 
 def wilson(k: int, n: int, z: float = Z95) -> Interval:

@@ -183,7 +183,8 @@ def _jsonl_line(path: str, number: int, start: int, body: bytes) -> Record | Pro
     except UnicodeDecodeError as error:
         return _encoding_problem(path, number, start + error.start, body.rstrip(b"\r\n"), error.start)
     try:
-        value = json.loads(text, object_pairs_hook=_unique)
+        # Without the line's end: an error at the end would be told as column 1 of the line behind it.
+        value = json.loads(text.rstrip("\r\n"), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         fix = "write one complete JSON object on each line"
         if number == 1 and text.lstrip().startswith("["):
@@ -335,13 +336,20 @@ def _read_parquet(path: str, stats: Stats) -> Stream:
         yield Problem("unreadable", path, None, None, reason, "write the file again", level="fatal")
 
 
+def hub_name(path: str) -> tuple[str, str | None]:
+    """(data set or folder, configuration) of a `hub:` path."""
+    name = path.removeprefix("hub:")
+    if Path(name).exists() or name.count("/") != 2:
+        return name, None
+    name, _, config = name.rpartition("/")
+    return name, config
+
+
 def _read_hub(path: str, split: str) -> Stream:
     """`hub:ORG/NAME`, `hub:ORG/NAME/CONFIG`, or a data set folder. The library keeps the rows on disk."""
     import datasets
 
-    name, config = path.removeprefix("hub:"), None
-    if not Path(name).exists() and name.count("/") == 2:
-        name, config = name.rsplit("/", 1)
+    name, config = hub_name(path)
     try:
         rows = datasets.load_dataset(name, config, split=split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
@@ -357,9 +365,10 @@ def _refuse_hub(path: str, split: str, error: Exception) -> NoReturn:
     fixes = {
         "split": "set `split` to one that the data set has",
         "config": "name the configuration: hub:ORG/NAME/CONFIG",
-        "reach": "check the connection, or fetch the data set first: huggingface-cli download --repo-type dataset",
+        "reach": "check the connection, or fetch the data set first: hf download --repo-type dataset ORG/NAME",
+        "gated": "accept the data set's terms on its page, then log in: hf auth login",
     }
     text = str(error)
-    kind = "split" if "split" in text.lower() else "config" if "config" in text.lower() else "reach"
+    kind = next((kind for kind in ("gated", "split", "config") if kind in text.lower()), "reach")
     first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
     raise UsageError(f"cannot load split {split!r}: {first}", where=path, fix=fixes[kind]) from error

@@ -12,10 +12,11 @@ from prefloop.records import ScoredRow
 def usable_answers(row: ScoredRow, section: PairSection) -> tuple[list[Answer], dict[str, int]]:
     """The answers of a row that may stand in a pair, and how many were left out, by reason.
 
-    Reasons, in the order of the checks: null_score, truncated (cut off at max_new_tokens), duplicate (equal to an
-    earlier sample but for outer white space; the first sample stays, with its score).
+    Reasons, in the order of the checks: null_score, empty_cut_off (no text, and cut off before the end of the turn:
+    training puts no end behind it, so it has no token to train on), truncated (cut off at max_new_tokens), duplicate
+    (equal to an earlier sample but for outer white space; the first sample stays, with its score).
     """
-    left_out = {"null_score": 0, "truncated": 0, "duplicate": 0}
+    left_out = {"null_score": 0, "empty_cut_off": 0, "truncated": 0, "duplicate": 0}
     kept: dict[str, Answer] = {}
     samples = sorted(
         zip(row["completions"], row["scores"], strict=True), key=lambda x: (x[0]["sample_index"], x[0]["id"])
@@ -23,6 +24,8 @@ def usable_answers(row: ScoredRow, section: PairSection) -> tuple[list[Answer], 
     for completion, score in samples:
         if score is None:
             left_out["null_score"] += 1
+        elif not completion["text"] and completion["finish_reason"] == "length":
+            left_out["empty_cut_off"] += 1
         elif section.drop_truncated and completion["finish_reason"] == "length":
             left_out["truncated"] += 1
         elif completion["text"].strip() in kept:

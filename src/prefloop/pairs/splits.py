@@ -17,6 +17,17 @@ from prefloop.records import Message, content_id
 
 NGRAM = 13
 
+# Scripts without spaces between words: a sentence of theirs is one "word" to `\w+`, so their characters are counted.
+# A word of Chinese has 1.5 characters, one of Japanese about 2: 13 words are 20 to 26 characters, and the lower bound
+# rather asks once too often. Thai and its neighbours need no such rule, as their vowel signs end a `\w+`; Korean has
+# spaces.
+CHARACTERS = 20
+_UNSPACED = r"\u3005\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U000323af"
+_SPACELESS = re.compile(f"[{_UNSPACED}]")
+
+# A mark between two digits is a sign (2+3 is not 2-3); any other may differ in one and the same question.
+_WORDS = re.compile(r"\w+|(?<=\d)\s*[^\w\s]+\s*(?=\d)")
+
 # An n-gram that stands in more training prompts than this is boilerplate ("Below is an instruction that …"), not a
 # leaked prompt (Brown et al. 2020, appendix C, use the same bound).
 BOILERPLATE = 10
@@ -69,28 +80,30 @@ def round_chunk(ids: Collection[str], rounds: int, round: int) -> set[str]:
 def overlap(train: Iterable[Prompt], evaluation: Iterable[Prompt]) -> list[str]:
     """Ids of the evaluation prompts that are found among the training prompts, in their order.
 
-    Two prompts match when their texts are equal up to case, Unicode form and white space, or share 13 consecutive
-    words (which shorter prompts cannot). System messages are left out: they are meant to be the same.
+    Two prompts match when their words are equal up to case, Unicode form, white space and punctuation, or when they
+    share 13 consecutive words (which shorter prompts cannot), or 20 consecutive characters of which at least half are
+    Chinese or Japanese. System messages are left out: they are meant to be the same.
     Memory grows with the evaluation prompts only.
     """
-    texts: dict[str, list[str]] = {}
+    texts: dict[tuple[str, ...], list[str]] = {}
     grams: dict[tuple[str, ...], list[str]] = {}
     order: list[str] = []
     for row in evaluation:
         order.append(row["id"])
         text = _text(row["prompt"])
-        texts.setdefault(text, []).append(row["id"])
+        texts.setdefault(_words(text), []).append(row["id"])
         for gram in _grams(text):
             grams.setdefault(gram, []).append(row["id"])
     found: set[str] = set()
     seen: Counter[tuple[str, ...]] = Counter()
-    trained: set[str] = set()
+    trained: set[tuple[str, ...]] = set()
     for row in train:
         text = _text(row["prompt"])
-        if text in trained:  # a prompt repeated in training does not make its words boilerplate
+        words = _words(text)
+        if words in trained:  # a prompt repeated in training does not make its words boilerplate
             continue
-        trained.add(text)
-        found.update(texts.get(text, ()))
+        trained.add(words)
+        found.update(texts.get(words, ()))
         seen.update(gram for gram in _grams(text) if gram in grams)
     for gram, count in seen.items():
         if count <= BOILERPLATE:
@@ -103,6 +116,21 @@ def _text(prompt: Iterable[Message]) -> str:
     return " ".join(unicodedata.normalize("NFKC", words).casefold().split())
 
 
+def _words(text: str) -> tuple[str, ...]:
+    """What two equal prompts have in common: their words, or the whole text where it has none."""
+    return tuple(word.strip() for word in _WORDS.findall(text)) or (text,)
+
+
 def _grams(text: str) -> set[tuple[str, ...]]:
     words = re.findall(r"\w+", text)
-    return {tuple(words[i : i + NGRAM]) for i in range(len(words) - NGRAM + 1)}
+    found = {tuple(words[i : i + NGRAM]) for i in range(len(words) - NGRAM + 1)}
+    if _SPACELESS.search(text):
+        letters = "".join(words)
+        spaceless = [_SPACELESS.match(letter) is not None for letter in letters]
+        # Each stretch is judged by itself, so that what stands around it in one of two texts hides nothing.
+        found |= {
+            (letters[i : i + CHARACTERS],)
+            for i in range(len(letters) - CHARACTERS + 1)
+            if 2 * sum(spaceless[i : i + CHARACTERS]) >= CHARACTERS
+        }
+    return found

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from prefloop.evaluate.stats import says_nothing
 from prefloop.report.figures import curves, histograms, measures
 from prefloop.report.remarks import remarks
 from prefloop.signals.judge import rates
@@ -31,63 +34,95 @@ UNITS = {
 }
 
 
+@dataclass(frozen=True)
+class Part:
+    """A stage of the manifest's plan.
+
+    Attributes:
+        name, verb, round: as planned.
+        folder: its folder, which may not be there, or hold the work of another recipe.
+        success: its `_SUCCESS.json` if that is of the plan's fingerprint, else None.
+        rows: whether the folder holds rows of the plan's fingerprint, finished or not.
+    """
+
+    name: str
+    verb: str
+    round: int
+    folder: StageDir
+    success: dict[str, Any] | None
+    rows: bool
+
+
+def plan(run: RunDir, manifest: dict[str, Any]) -> list[Part]:
+    """The stages of the manifest, each with what its folder holds of it.
+
+    A run directory also keeps stages of earlier recipes: of a round that is no longer, of other settings. A stage
+    counts only under the fingerprint that the manifest gives it; a fingerprint that is not known yet is not done.
+    """
+    parts = []
+    for entry in manifest.get("stages", []):
+        folder, fingerprint = run.stage(entry["number"], entry["name"]), entry["fingerprint"]
+        success = folder.success() if fingerprint is not None else None
+        if success is not None and success["fingerprint"] != fingerprint:
+            success = None
+        begun = success is not None or (
+            fingerprint is not None and folder.path.is_dir() and folder.has_work(fingerprint)
+        )
+        parts.append(Part(entry["name"], entry["verb"], entry["round"], folder, success, begun and folder.count() > 0))
+    return parts
+
+
+def current(records: Iterable[dict[str, Any]], manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """Those of the logs' records that were written under the stage and fingerprint of the manifest's plan."""
+    stages = {s["name"]: s["fingerprint"] for s in manifest.get("stages", []) if s["fingerprint"] is not None}
+    return [r for r in records if r.get("stage") in stages and r.get("fingerprint") == stages[r["stage"]]]
+
+
 def collect(run: RunDir) -> dict[str, Any]:
     """The data of a run's report.
 
-    Reads manifest.json, summary.json, metrics.jsonl, events.jsonl (kinds `warning` and `model_loaded`) and the
-    stages: their _SUCCESS.json, the rows of rate, pair and evaluate. Nothing is kept of the rows but numbers and as
-    many answers as the recipe's `evaluate.side_by_side` says.
+    Reads manifest.json, metrics.jsonl, events.jsonl (kinds `warning` and `model_loaded`) and the stages: their
+    _SUCCESS.json, the rows of rate, pair and evaluate; of all of these only what belongs to the manifest's plan, see
+    `plan` and `current`. Nothing is kept of the rows but numbers and as many answers as the recipe's
+    `evaluate.side_by_side` says.
     """
     manifest = run.read_manifest() or {}
     recipe = manifest.get("recipe") or {}
-    stages = run.stages()
-    successes = {stage.name: stage.success() for stage in stages}
-    evaluate = _evaluation(run, successes)
-    planned = [s["name"] for s in manifest.get("stages", [])] or list(successes)
-    unfinished = [name for name in planned if successes.get(name) is None and name != "report"]
+    parts = plan(run, manifest)
+    metrics, events = current(run.metrics(), manifest), current(run.events(), manifest)
+    evaluate = dict(((_last(parts, "evaluate") or {}).get("extra") or {}).get("evaluate") or {})
+    unfinished = [part.name for part in parts if part.success is None and part.verb != "report"]
     data = {
         "name": manifest.get("name") or recipe.get("name") or run.path.name,
         "created": manifest.get("created"),
         "unfinished": unfinished,
-        "facts": _facts(manifest, recipe, list(run.events())),
+        "facts": _facts(manifest, recipe, events),
         "win": _win(evaluate.get("win_rate")),
         "measures": measures(evaluate),
         "lengths": evaluate.get("lengths"),
-        "rounds": _rounds(run, successes),
-        "flow": _flow(stages, successes, planned),
-        "curves": curves(list(run.metrics())),
-        "histograms": histograms(stages),
-        "judges": _judges(successes),
-        "samples": _samples(stages, (recipe.get("evaluate") or {}).get("side_by_side", 20)),
-        "repeat": _repeat(manifest, recipe, successes),
+        "rounds": _rounds(parts),
+        "flow": _flow(parts),
+        "curves": curves(metrics),
+        "histograms": histograms([(part.verb, part.folder) for part in parts if part.rows]),
+        "judges": _judges(parts),
+        "samples": _samples(parts, (recipe.get("evaluate") or {}).get("side_by_side", 20)),
+        "repeat": _repeat(manifest, recipe, parts),
     }
-    return data | {"remarks": remarks(data, run, recipe)}
+    # A stage that was interrupted and went on may warn of the same thing again.
+    warnings = list(dict.fromkeys(str(e["text"]) for e in events if e["kind"] == "warning"))
+    return data | {"remarks": remarks(data, metrics, warnings, recipe)}
 
 
-def split_name(stage: str) -> tuple[int, str]:
-    """`r2-train` as (2, "train"), `train` as (1, "train")."""
-    head, _, verb = stage.partition("-")
-    return (int(head[1:]), verb) if verb and head[:1] == "r" and head[1:].isdigit() else (1, stage)
-
-
-def _last(successes: dict[str, dict[str, Any] | None], verb: str) -> dict[str, Any] | None:
-    """The last finished stage of a verb."""
-    found = [(split_name(name)[0], s) for name, s in successes.items() if s and split_name(name)[1] == verb]
-    return max(found, key=lambda item: item[0])[1] if found else None
-
-
-def _evaluation(run: RunDir, successes: dict[str, dict[str, Any] | None]) -> dict[str, Any]:
-    """`evaluate` of the stage itself: the summary is written when the loop ends, the report before that."""
-    last = _last(successes, "evaluate")
-    found = (last or {}).get("extra", {}).get("evaluate") or (run.read_summary() or {}).get("evaluate") or {}
-    return dict(found)
+def _last(parts: list[Part], verb: str) -> dict[str, Any] | None:
+    """`_SUCCESS.json` of the last finished stage of a verb."""
+    return next((part.success for part in reversed(parts) if part.success and part.verb == verb), None)
 
 
 def _facts(manifest: dict[str, Any], recipe: dict[str, Any], events: list[dict[str, Any]]) -> list[tuple[str, str]]:
     """The header: what ran on what."""
     versions = manifest.get("versions") or {}
     loaded = [e for e in events if e["kind"] == "model_loaded" and e.get("device")]
-    devices = [str(d) for d in (manifest.get("devices") or {}).values()] + [str(e["device"]) for e in loaded]
+    devices = [str(e["device"]) for e in loaded]
     model = recipe.get("model") or {}
     rate = recipe.get("rate") or {}
     facts = [
@@ -108,40 +143,44 @@ def _win(win: dict[str, Any] | None) -> dict[str, Any] | None:
     """The headline in words: better, worse or undecided by the interval, not by the value."""
     if not win:
         return None
+    if says_nothing(win):
+        return {
+            **win,
+            "says_nothing": True,
+            "verdict": "same",
+            "words": f"All {win['n']} comparisons came out alike: too few to say",
+        }
     verdict = "better" if win["ci_low"] > 0.5 else "worse" if win["ci_high"] < 0.5 else "same"
     words = {
         "better": "The aligned model is better than the base",
         "worse": "The aligned model is worse than the base",
         "same": "No detectable difference from the base",
     }
-    return {**win, "verdict": verdict, "words": words[verdict]}
+    return {**win, "says_nothing": False, "verdict": verdict, "words": words[verdict]}
 
 
-def _rounds(run: RunDir, successes: dict[str, dict[str, Any] | None]) -> list[dict[str, Any]]:
+def _rounds(parts: list[Part]) -> list[dict[str, Any]]:
     """Win rate of every round against the recipe's first model; empty for a run of one round."""
     found = [
-        {"round": split_name(name)[0], **s["extra"]["evaluate"]["win_rate"]}
-        for name, s in successes.items()
-        if s and split_name(name)[1] == "evaluate" and "win_rate" in s.get("extra", {}).get("evaluate", {})
+        {"round": part.round, **part.success["extra"]["evaluate"]["win_rate"]}
+        for part in parts
+        if part.verb == "evaluate" and part.success and "win_rate" in part.success["extra"].get("evaluate", {})
     ]
     return sorted(found, key=lambda r: r["round"]) if len(found) > 1 else []
 
 
-def _flow(
-    stages: list[StageDir], successes: dict[str, dict[str, Any] | None], planned: list[str]
-) -> list[dict[str, Any]]:
+def _flow(parts: list[Part]) -> list[dict[str, Any]]:
     """One entry per round: its steps with counts, rejects and seconds."""
-    folders = {stage.name: stage for stage in stages}
     rounds: dict[int, list[dict[str, Any]]] = {}
-    for name in planned:
-        number, verb = split_name(name)
+    for part in parts:
+        verb = part.verb
         if verb == "report":
             continue
-        success = successes.get(name)
-        step: dict[str, Any] = {"name": verb, "state": "done" if success else "waits", "count": None, "unit": ""}
-        if success is None and name in folders and (so_far := folders[name].count()):
+        step: dict[str, Any] = {"name": verb, "state": "done" if part.success else "waits", "count": None, "unit": ""}
+        if part.success is None and part.rows:
+            so_far = part.folder.count()
             step |= {"state": "running", "count": so_far, "unit": UNITS.get(verb, "rows") + " so far"}
-        rounds.setdefault(number, []).append(step | _counted(verb, success or {}))
+        rounds.setdefault(part.round, []).append(step | _counted(verb, part.success or {}))
     for steps in rounds.values():
         # Read early, so that no training prompt is among them; what they are for is the measurement.
         steps.sort(key=lambda s: ORDER.index(s["name"]) if s["name"] in ORDER else len(ORDER))
@@ -170,14 +209,14 @@ def _counted(verb: str, success: dict[str, Any]) -> dict[str, Any]:
     return step
 
 
-def _judges(successes: dict[str, dict[str, Any] | None]) -> list[dict[str, Any]]:
+def _judges(parts: list[Part]) -> list[dict[str, Any]]:
     """A card per judge: of the rating (last round) and of the measurement."""
     cards = []
-    rating = _last(successes, "rate")
+    rating = _last(parts, "rate")
     counts = (rating or {}).get("counts") or {}
     if "verdicts" in counts:
         cards.append({"title": "Rating", "verdicts": counts["verdicts"], "rates": _card(rates(counts))})
-    measured = ((_last(successes, "evaluate") or {}).get("extra") or {}).get("counts") or {}
+    measured = ((_last(parts, "evaluate") or {}).get("extra") or {}).get("counts") or {}
     if "verdicts" in measured:
         cards.append({"title": "Measurement", "verdicts": measured["verdicts"], "rates": _card(rates(measured))})
     return cards
@@ -191,12 +230,12 @@ def _card(found: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _samples(stages: list[StageDir], most: int) -> list[dict[str, Any]]:
+def _samples(parts: list[Part], most: int) -> list[dict[str, Any]]:
     """Answers of base and aligned model side by side, evenly from the whole of the last round's comparison."""
-    found = [s for s in stages if split_name(s.name)[1] == "evaluate" and s.count()]
+    found = [part for part in parts if part.verb == "evaluate" and part.rows]
     if not found or most == 0:
         return []
-    stage = max(found, key=lambda s: split_name(s.name)[0])
+    stage = max(found, key=lambda part: part.round).folder
     every = max(1, stage.count() // most)
     samples = []
     for row in islice(stage.rows(), 0, every * most, every):
@@ -209,9 +248,7 @@ def _samples(stages: list[StageDir], most: int) -> list[dict[str, Any]]:
     return samples
 
 
-def _repeat(
-    manifest: dict[str, Any], recipe: dict[str, Any], successes: dict[str, dict[str, Any] | None]
-) -> dict[str, Any]:
+def _repeat(manifest: dict[str, Any], recipe: dict[str, Any], parts: list[Part]) -> dict[str, Any]:
     """All that is needed to get the same numbers again."""
     import yaml
 
@@ -220,8 +257,8 @@ def _repeat(
         ("base model", (settings.get("evaluate", {}).get("base") or {}).get("weights")),
         ("prompts", settings.get("prompts", {}).get("content") or settings.get("prompts", {}).get("code")),
         ("held-out prompts", settings.get("heldout", {}).get("content") or settings.get("heldout", {}).get("code")),
-        ("pairs", (_last(successes, "pair") or {}).get("content")),
-        ("aligned model", (_last(successes, "merge") or {}).get("content")),
+        ("pairs", (_last(parts, "pair") or {}).get("content")),
+        ("aligned model", (_last(parts, "merge") or {}).get("content")),
     ]
     return {
         "command": _shell(manifest.get("command") or []),

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+from prefloop.evaluate.stats import says_nothing
 from prefloop.report.charts import Line, before_after, histogram, interval, line_chart
 from prefloop.store.stagedir import StageDir
 
@@ -49,7 +50,10 @@ def measures(evaluate: dict[str, Any]) -> list[dict[str, Any]]:
             change = entry["difference"]
             before = entry["base"] if "base" in entry else entry["plain"]
             reach = max(0.1, *(abs(change[k]) for k in ("value", "ci_low", "ci_high")))
-            verdict = "up" if change["ci_low"] > 0 else "down" if change["ci_high"] < 0 else "same"
+            empty = says_nothing(change | {"n": entry["n"]})
+            verdict = (
+                "same" if empty else "up" if change["ci_low"] > 0 else "down" if change["ci_high"] < 0 else "same"
+            )
             found.append(
                 {
                     "group": group,
@@ -60,6 +64,7 @@ def measures(evaluate: dict[str, Any]) -> list[dict[str, Any]]:
                     "excluded": entry.get("excluded", 0),
                     "difference": change,
                     "verdict": verdict,
+                    "says_nothing": empty,
                     "reach": reach,
                     "picture": before_after(
                         before, entry["aligned"], f"{name}: {before:.3f} to {entry['aligned']:.3f}"
@@ -122,13 +127,13 @@ def _number(value: Any) -> float:
         return math.nan
 
 
-def histograms(stages: Iterable[StageDir]) -> list[dict[str, Any]]:
-    """Scores of all answers, scores and lengths of chosen and rejected; of the last round that has them."""
-    last: dict[str, StageDir] = {}
-    for stage in stages:
-        for verb in ("rate", "pair"):
-            if stage.name.rpartition("-")[2] == verb and stage.count():
-                last[verb] = stage
+def histograms(stages: Iterable[tuple[str, StageDir]]) -> list[dict[str, Any]]:
+    """Scores of all answers, scores and lengths of chosen and rejected; of the last round that has them.
+
+    Args:
+        stages: (verb, stage) in the order of the run, those that have rows.
+    """
+    last = dict(stages)
     pictures = []
     if "rate" in last:
         scores = [s for row in last["rate"].rows() for s in row["scores"] if s is not None]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from prefloop.evaluate.stats import says_nothing
 from prefloop.report.figures import TRAIN, training_records
-from prefloop.store.rundir import RunDir
 
 FEW_PROMPTS = 200  # a 95 % interval around 50 % is then about ±7 points wide
 SEAT_BIAS = 0.1  # either way of one half
@@ -18,14 +18,29 @@ CUT_OFF_SHARE = 0.1
 HAPPENED = 12  # warnings of the run itself that are listed
 
 
-def remarks(data: dict[str, Any], run: RunDir, recipe: dict[str, Any]) -> list[str]:
-    """Sentences, the gravest first; none is good news."""
+def remarks(
+    data: dict[str, Any], metrics: list[dict[str, Any]], warnings: list[str], recipe: dict[str, Any]
+) -> list[str]:
+    """Sentences, the gravest first; none is good news.
+
+    Args:
+        data: as `report.data.collect` gathers it.
+        metrics, warnings: those of the run's current plan, in the order of the logs.
+        recipe: as the manifest has it.
+    """
     found = []
     if data["unfinished"] and data["win"]:  # without a win rate the page begins with this
         found.append(f"The run is not finished: {', '.join(data['unfinished'])} to come.")
     win = data["win"]
     if win and win["n"] < FEW_PROMPTS:
         found.append(f"Only {win['n']:,} held-out prompts were compared: the intervals are wide.")
+    if win and says_nothing(win):
+        found.append(f"All {win['n']} comparisons have the same value: the interval of the win rate says nothing.")
+    found += [
+        f"{m['name']}: all {m['n']} changes are equal; the interval says nothing."
+        for m in data["measures"]
+        if m["says_nothing"]
+    ]
     if win and _judges_itself(recipe):
         found.append(
             "The signal that made the pairs also measured the result. It may reward what it was trained to like: "
@@ -34,8 +49,7 @@ def remarks(data: dict[str, Any], run: RunDir, recipe: dict[str, Any]) -> list[s
     for card in data["judges"]:
         found += _of_judge(card)
     found += _of_flow(data["flow"])
-    found += _of_metrics(run)
-    warnings = [str(e["text"]) for e in run.events() if e["kind"] == "warning"]
+    found += _of_metrics(metrics)
     found += warnings[:HAPPENED]
     if len(warnings) > HAPPENED:
         found.append(f"{len(warnings) - HAPPENED} more warnings are in events.jsonl.")
@@ -43,8 +57,17 @@ def remarks(data: dict[str, Any], run: RunDir, recipe: dict[str, Any]) -> list[s
 
 
 def _judges_itself(recipe: dict[str, Any]) -> bool:
-    evaluate = recipe.get("evaluate") or {}
-    return bool(recipe) and (evaluate.get("judge") is None or evaluate["judge"] == recipe.get("rate"))
+    """Whether the same model or function rated and measured; how it was asked makes no difference."""
+    judge = (recipe.get("evaluate") or {}).get("judge")
+    return bool(recipe) and (judge is None or _who(judge, recipe) == _who(recipe.get("rate") or {}, recipe))
+
+
+def _who(signal: dict[str, Any], recipe: dict[str, Any]) -> tuple[Any, ...]:
+    """Model or function behind a signal's section; without a model of its own, the recipe's first model judges."""
+    if signal.get("type") != "judge":
+        return signal.get("type"), signal.get("callable")
+    model = signal.get("model") or recipe.get("model") or {}
+    return "judge", model.get("path"), model.get("revision")
 
 
 def _of_judge(card: dict[str, Any]) -> list[str]:
@@ -85,10 +108,10 @@ def _of_flow(flow: list[dict[str, Any]]) -> list[str]:
     return found
 
 
-def _of_metrics(run: RunDir) -> list[str]:
+def _of_metrics(metrics: list[dict[str, Any]]) -> list[str]:
     found: list[str] = []
     first = last = None
-    for record in training_records(list(run.metrics()))[0]:
+    for record in training_records(metrics)[0]:
         if record["kind"] != TRAIN:
             continue
         loss, logps = record.get("loss"), record.get("logps/chosen")

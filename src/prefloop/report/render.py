@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 def render(data: dict[str, Any]) -> str:
     """The report as HTML.
 
-    Every text is escaped: answers of models may hold HTML (tests/report/test_render.py).
+    Every text is escaped: answers of models may hold HTML (test_texts_of_models_and_users_are_escaped in
+    tests/report/test_report.py).
 
     Args:
         data: as `report.data.collect` gives it; parts that are None or empty are left out of the page.

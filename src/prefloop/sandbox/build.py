@@ -35,7 +35,6 @@ def new_model(tokenizer: Any, seed: int) -> Any:
         num_key_value_heads=HEADS,
         max_position_embeddings=512,
         tie_word_embeddings=True,
-        initializer_range=WIDTH**-0.5,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -80,7 +80,9 @@ def train(model: Any, stages: list[Stage], report: Callable[[str], None]) -> Non
     Muon for the weight matrices, AdamW for embeddings and norms: after four minutes Muon knew two fifths of the facts
     by heart where AdamW alone, at the same batches, was still at chance.
     """
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name and "head" not in name]
+    matrices = [
+        p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name and "head" not in name
+    ]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name or "head" in name]
     optimizers = [
         torch.optim.Muon(matrices, lr=LEARNING_RATE, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),

@@ -43,7 +43,8 @@ def build(section: SignalSection) -> tuple[Signal, Needs]:
 def identity(section: SignalSection) -> dict[str, Any]:
     """Everything about a signal, besides its models, that changes a score; for the fingerprint of a stage.
 
-    Loads no model and imports no user code: a function is known by the digest of its file.
+    A judge is known by the text of its templates, a function by the digest of its file. Loads no model and imports no
+    user code. How many nulls stop a stage changes no score and is not in it.
 
     Raises:
         UsageError: a judge's template is not there or faulty.
@@ -51,16 +52,42 @@ def identity(section: SignalSection) -> dict[str, Any]:
     return IDENTITIES[section.type](section)
 
 
+def function_identity(path: str) -> dict[str, Any]:
+    """As `identity`, of a checker's `module:name`."""
+    return function.identity(path)
+
+
+def preflight(section: SignalSection) -> None:
+    """Find what is wrong with a signal before hours of work, not after. Imports the user's module, loads no model.
+
+    Raises:
+        UsageError: the function, its module or a judge's template is missing or faulty.
+    """
+    signal, _ = build(section)
+    if isinstance(signal, judge.JudgeSignal):
+        signal.try_template()
+
+
 def remark(section: SignalSection, counts: Mapping[str, float]) -> str | None:
-    """What a person should know about a finished rating; None when all is well."""
-    return judge.short_of_room(dict(counts)) if isinstance(section, JudgeSignalSection) else None
+    """A warning about a rating from its summed counts; None when there is nothing to warn of."""
+    return judge.warning(dict(counts)) if isinstance(section, JudgeSignalSection) else None
 
 
-def check(section: SignalSection, counts: Mapping[str, float]) -> None:
+def card(section: SignalSection, counts: Mapping[str, float]) -> str | None:
+    """A pairwise judge's rates in one neutral line; None of any other signal, and where nothing was decided."""
+    return judge.card(dict(counts)) if isinstance(section, JudgeSignalSection) else None
+
+
+def check(section: SignalSection, counts: Mapping[str, float], final: bool = True) -> None:
     """Stop when the summed counts of a rating say that its scores cannot be used.
+
+    Args:
+        section: the signal's.
+        counts: summed over the rows so far.
+        final: whether these are all rows; before the end only a judge that hardly ever gives a verdict is stopped.
 
     Raises:
         PrefloopError: a judge gave no verdict in more calls than `max_null_share` allows.
     """
     if isinstance(section, JudgeSignalSection):
-        judge.check_nulls(dict(counts), section.max_null_share)
+        judge.check_nulls(dict(counts), section.max_null_share, final=final)

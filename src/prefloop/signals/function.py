@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import math
 import os
 import sys
-from collections.abc import Callable, Generator
+import traceback
+from collections.abc import Callable, Generator, Sequence
+from importlib.machinery import ModuleSpec, PathFinder
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from prefloop.backends.base import Result
 from prefloop.errors import UsageError
 from prefloop.records import CandidatesRow, Message
 from prefloop.signals.base import Call, Rating
-from prefloop.store.fingerprint import file_digest
+from prefloop.store.fingerprint import code_digest, file_digest
 
 Scorer = Callable[[list[Message], str], Any]
 
@@ -41,7 +42,7 @@ def load(path: str) -> Scorer:
         raise UsageError(
             f"the module needs {error.name!r}, which is not installed", where=path, fix="install it"
         ) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(
             f"importing the module fails: {type(error).__name__}: {error}",
             where=path,
@@ -60,25 +61,94 @@ def load(path: str) -> Scorer:
 
 
 def module_file(module: str) -> Path | None:
-    """The source file of a module, found without importing it; None when there is no such module or file."""
+    """The source file of a module, found without importing it or a package around it.
+
+    Where a package makes its modules in a way that only its own code knows, the package's file. None when there is
+    no such module, or none with a file: built into the interpreter, or a namespace.
+    """
     _make_here_importable()
     try:
-        spec = importlib.util.find_spec(module)
-    except ImportError:
+        specs = _specs(module.split("."))
+    except Exception:
+        # Finders are other packages' code. What they cannot find here, `load` cannot either, and says why.
         return None
-    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+    if not specs:
         return None
-    return Path(spec.origin)
+    origin = specs[-1 if len(specs) == module.count(".") + 1 else 0].origin
+    return Path(origin) if origin is not None and Path(origin).is_file() else None
+
+
+def _specs(names: list[str]) -> list[ModuleSpec]:
+    """Specs of a package, its subpackage, … down to the module, as far as they are found on disk."""
+    specs: list[ModuleSpec] = []
+    places: Sequence[str] | None = None
+    for depth, name in enumerate(names):
+        spec = None
+        for finder in sys.meta_path:
+            # Under its whole name, the path finder would look for a namespace's parent among the loaded modules; the
+            # last name and the parent's folders say the same. Others, such as those of editable installs, map names.
+            wanted = name if finder is PathFinder else ".".join(names[: depth + 1])
+            spec = finder.find_spec(wanted, places)
+            if spec is not None:
+                break
+        if spec is None:
+            break
+        specs.append(spec)
+        if spec.submodule_search_locations is None:
+            break
+        places = list(spec.submodule_search_locations)
+    return specs
 
 
 def identity(path: str) -> dict[str, Any]:
     """A function by its name and the digest of its module's file, without importing it.
 
-    A changed function is a changed signal: this goes into the fingerprint of what was rated with it. Modules that the
-    file imports are not looked into.
+    A changed function is a changed signal: this goes into the fingerprint of what was rated with it. Modules that a
+    user's file imports are not looked into; a function of prefloop's own is known by the whole box that it lies in.
     """
-    file = module_file(path.partition(":")[0])
-    return {"type": "function", "callable": path, "source_sha": None if file is None else file_digest(file)}
+    module = path.partition(":")[0]
+    return {"type": "function", "callable": path, "source_sha": _source_sha(module)}
+
+
+def _source_sha(module: str) -> str | None:
+    file = module_file(module)
+    if file is None:
+        return None
+    package = Path(__file__).parents[1]
+    if module.startswith("prefloop.") and file.is_relative_to(package):
+        return code_digest(file.relative_to(package).parts[0])
+    return file_digest(file)
+
+
+def ask(function: Scorer, path: str, prompt: Sequence[Message], completion: str) -> float | None:
+    """What a function of the user's says of one answer.
+
+    Args:
+        function: as `load` gives it.
+        path: its `module:name`.
+        prompt, completion: given to it; the messages as copies, so that it cannot change the rows.
+
+    Raises:
+        UsageError: it raised something (names the line of its file), or returned what is no finite number.
+    """
+    messages: list[Message] = [{"role": m["role"], "content": m["content"]} for m in prompt]
+    try:
+        value = function(messages, completion)
+    except Exception as error:
+        raise UsageError(
+            f"{path} failed: {type(error).__name__}: {error}",
+            where=_place(error, path),
+            fix="correct the function, or let it return None where it can give no verdict",
+        ) from error
+    return number(value, path)
+
+
+def _place(error: Exception, path: str) -> str:
+    """File and line of the user's that an error came from: the last line in the function's own file."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = getattr(sys.modules.get(path.partition(":")[0]), "__file__", None)
+    frame = next((f for f in reversed(frames) if f.filename == own), frames[-1])
+    return f"{frame.filename}, line {frame.lineno}"
 
 
 def number(value: Any, path: str) -> float | None:
@@ -109,7 +179,7 @@ class FunctionSignal:
 
     def rate(self, row: CandidatesRow) -> Generator[list[Call], list[Result], Rating]:
         """Score every completion by the function; asks no backend."""
-        scores = [number(self.function(row["prompt"], c["text"]), self.path) for c in row["completions"]]
+        scores = [ask(self.function, self.path, row["prompt"], c["text"]) for c in row["completions"]]
         return Rating(scores)
         yield []  # makes this a generator, as every signal is
 

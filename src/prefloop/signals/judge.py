@@ -32,6 +32,15 @@ DECIMALS = 9
 # How short answers become for a judge whose context is too short: whole, then a half, a quarter, an eighth.
 CUTS = (1, 2, 4, 8)
 
+# Before the end of a stage: the share of null verdicts, and over how many, that no later part will make good.
+EARLY_NULLS, EARLY_VERDICTS = 0.5, 100
+
+# When a rate is warned of, and over how many cases; below them a rate says little.
+LOW_CONSISTENCY = 0.6  # tossed coins agree in half of the pairs
+HIGH_LONGER_WINS = 0.8
+LOW_LABEL_MASS = 0.05
+FEW_CASES = 20
+
 Counts = defaultdict[str, float]
 
 
@@ -58,9 +67,19 @@ class JudgeSignal:
             "type": "judge",
             "mode": mode,
             "template_sha": self.template.sha,
+            "brief_sha": None if self.brief is None else self.brief.sha,
             "labels": list(SEATS if self.pairwise else RATINGS),
             "min_label_mass": min_label_mass,
         }
+
+    def try_template(self) -> None:
+        """Render the prompt once with texts of no meaning.
+
+        Raises:
+            UsageError: the template fails on them, as it would on a row.
+        """
+        seats = ("first", "second") if self.pairwise else ("answer",)
+        self.template.render(instruction="a request", **{seat: f"text {i}" for i, seat in enumerate(seats)})
 
     def rate(self, row: CandidatesRow) -> Generator[list[Call], list[Result], Rating]:
         """Score the completions of one row; answers that are equal but for outer white space are judged once.
@@ -215,14 +234,21 @@ def rates(counts: dict[str, float]) -> dict[str, float]:
     return {name: part / whole for name, (part, whole) in table.items() if whole}
 
 
-def check_nulls(counts: dict[str, float], max_null_share: float) -> None:
+def check_nulls(counts: dict[str, float], max_null_share: float, *, final: bool) -> None:
     """Stop when too many verdicts are null.
 
+    Args:
+        counts: summed over the rows so far.
+        max_null_share: the limit at the end, 0..1.
+        final: whether these are all rows. Before that the first rows may be unlike the rest, and only half of a
+            hundred verdicts (or more than the limit, where that is higher) are a reason to stop.
+
     Raises:
-        PrefloopError: more than `max_null_share` of the verdicts are.
+        PrefloopError: more than the limit are null.
     """
     nulls, verdicts = counts.get("nulls", 0), counts.get("verdicts", 0)
-    if nulls > max_null_share * verdicts:
+    limit = max_null_share if final else max(max_null_share, EARLY_NULLS)
+    if nulls > limit * verdicts and (final or verdicts >= EARLY_VERDICTS):
         raise PrefloopError(
             f"the judge gave no verdict in {nulls:.0f} of {verdicts:.0f} calls (at most {max_null_share:.0%} may be "
             f"null; mean label mass {rates(counts).get('label_mass', 0):.3f})",
@@ -232,7 +258,45 @@ def check_nulls(counts: dict[str, float], max_null_share: float) -> None:
         )
 
 
-def short_of_room(counts: dict[str, float]) -> str | None:
+def card(counts: dict[str, float]) -> str | None:
+    """A pairwise judge's rates in one line for people; None where no pair was judged."""
+    found = rates(counts)
+    if "consistency" not in found:
+        return None
+    judged_pairs = counts["pairs"] - counts.get("null_pairs", 0)
+    parts = [f"both orders agree on {found['consistency']:.0%} of {judged_pairs:,.0f} pairs"]
+    for name, what in (("first_seat", "the answer shown first"), ("longer_wins", "the longer answer")):
+        if name in found:
+            parts.append(f"{what} wins {found[name]:.0%}")
+    return f"the judge: {', '.join(parts)}"
+
+
+def warning(counts: dict[str, float]) -> str | None:
+    """What makes a judge's verdicts doubtful, from its summed counts; None when nothing does."""
+    found = rates(counts)
+    judged_pairs = counts.get("pairs", 0) - counts.get("null_pairs", 0)
+    said = []
+    if judged_pairs >= FEW_CASES and found["consistency"] < LOW_CONSISTENCY:
+        said.append(
+            f"the judge decides only {found['consistency']:.0%} of the pairs alike in both orders: its verdicts are "
+            "mostly noise (tossed coins reach 50 %); take a stronger judge or a clearer template"
+        )
+    if counts.get("longer_decided", 0) >= FEW_CASES and found["longer_wins"] > HIGH_LONGER_WINS:
+        said.append(
+            f"the longer answer wins {found['longer_wins']:.0%} of the judge's decided pairs: it reads length, and "
+            "the rest is noise; set pair.max_length_ratio or take another judge"
+        )
+    if "label_mass" in counts and found["label_mass"] < LOW_LABEL_MASS:
+        said.append(
+            f"the judge gives all labels together a mean probability of {found['label_mass']:.3f}: it wanted to say "
+            "something else; take a judge that follows the template, or set min_label_mass"
+        )
+    if (short := _short_of_room(counts)) is not None:
+        said.append(short)
+    return "; ".join(said) or None
+
+
+def _short_of_room(counts: dict[str, float]) -> str | None:
     """What to tell a person about verdicts for which the judge's context was too short; None when there are none."""
     shortened, brief, verdicts = (counts.get(name, 0) for name in ("shortened", "brief", "verdicts"))
     if not shortened and not brief:

@@ -82,7 +82,7 @@ def load(name: str | None, mode: str) -> JudgeTemplate:
         UsageError: there is no such set or file, or the template is faulty.
     """
     name = "default" if name is None else name
-    if is_shipped_name(name):
+    if is_shipped(name):
         if name not in SHIPPED:
             raise UsageError(
                 f"no shipped set of judge templates is called {name!r}",
@@ -98,9 +98,12 @@ def load(name: str | None, mode: str) -> JudgeTemplate:
     return JudgeTemplate(source, mode, name)
 
 
-def is_shipped_name(name: str) -> bool:
-    """Whether a configured template is the name of a shipped set, not a file."""
-    return not Path(name).suffix and "/" not in name and "\\" not in name
+def is_shipped(name: str | None) -> bool:
+    """Whether a configured template is the name of a shipped set (None is the default one), not a file.
+
+    A name without a suffix and without a path separator is one, also where there is no such set: `load` refuses it.
+    """
+    return name is None or (not Path(name).suffix and "/" not in name and "\\" not in name)
 
 
 def tag(texts: Sequence[str]) -> str:

@@ -41,6 +41,10 @@ _TABLES = (
 )
 
 
+# What to do where no cache can be; the variable is the command line's.
+ELSEWHERE = "put the cache on a local disk that you may write to: PREFLOOP_CACHE=/local/path/cache.db"
+
+
 class Group(TypedDict):
     """Entries of one kind and model. `bytes` as stored; `oldest` and `newest` in UTC, ISO 8601."""
 
@@ -53,7 +57,7 @@ class Group(TypedDict):
 
 
 class Cache:
-    """One open cache file. Made when it is not there; close it, or use it in a `with` block.
+    """One open cache file. Made, with its folder, when it is not there; close it, or use it in a `with` block.
 
     Raises:
         UsageError: the place cannot hold a cache, or the file is not a cache that this version reads.
@@ -61,13 +65,13 @@ class Cache:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        system = network_filesystem(self.path.parent)
-        if system is not None:
+        refuse_place(self.path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
             raise UsageError(
-                f"lies on a network file system ({system}), where SQLite loses data",
-                where=str(self.path),
-                fix="put the cache on a local disk; run directories may stay where they are",
-            )
+                f"its folder cannot be made: {error.strerror}", where=str(self.path), fix=ELSEWHERE
+            ) from error
         with self._explained():
             self._db = sqlite3.connect(self.path, timeout=_BUSY_SECONDS, isolation_level=None)
         try:
@@ -81,9 +85,7 @@ class Cache:
         # Somebody else's file is looked at before anything in it is changed, its journal mode included.
         self._is_ours()
         if self._share() != "wal":
-            raise UsageError(
-                "SQLite cannot share a file between processes here", where=str(self.path), fix="use a local disk"
-            )
+            raise UsageError("SQLite cannot share a file between processes here", where=str(self.path), fix=ELSEWHERE)
         self._db.execute("PRAGMA synchronous=NORMAL")
         # Two processes may make the file at once: look again and make in one transaction.
         with self._transaction():
@@ -240,6 +242,8 @@ class Cache:
             yield
         except sqlite3.OperationalError as error:
             raise UsageError(f"cannot be used: {error}", where=str(self.path), fix=_fix(str(error))) from error
+        except OSError as error:
+            raise UsageError(f"cannot be used: {error.strerror}", where=str(self.path), fix=ELSEWHERE) from error
         except sqlite3.DatabaseError as error:
             raise UsageError(
                 f"is damaged or not a cache: {error}",
@@ -276,7 +280,22 @@ def _fix(error: str) -> str:
         return "another process holds the file; try again when it is done"
     if "full" in error:
         return "make room on the disk"
-    return "check that the folder is there, that you may write to it, and that it is on a local disk"
+    return ELSEWHERE
+
+
+def refuse_place(path: str | Path) -> None:
+    """Check where a cache is to be, without making anything.
+
+    Raises:
+        UsageError: it lies on a network file system.
+    """
+    system = network_filesystem(Path(path).parent)
+    if system is not None:
+        raise UsageError(
+            f"lies on a network file system ({system}), where SQLite loses data",
+            where=str(path),
+            fix=f"{ELSEWHERE}; run directories may stay where they are",
+        )
 
 
 def network_filesystem(folder: str | Path, mounts: str | Path = "/proc/self/mounts") -> str | None:

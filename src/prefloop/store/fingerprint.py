@@ -139,3 +139,27 @@ def hub_commit(path: str, revision: str | None = None) -> str | None:
     folder = constants.REPO_ID_SEPARATOR.join(["models", *path.split("/")])
     reference = Path(constants.HF_HUB_CACHE, folder, "refs", revision or constants.DEFAULT_REVISION)
     return reference.read_text(encoding="utf-8").strip() if reference.is_file() else None
+
+
+def resolve_commit(path: str, revision: str | None = None) -> str | None:
+    """The commit to use for a hub model: what the local cache has, else what the hub says now. None for a folder.
+
+    Raises:
+        UsageError: the hub does not know the model or the revision, or cannot be reached.
+    """
+    if os.path.isdir(path) or not _HUB_ID.fullmatch(path):
+        return None
+    known = hub_commit(path, revision)
+    if known is not None:
+        return known
+    from huggingface_hub import HfApi
+
+    try:
+        return HfApi().model_info(path, revision=revision).sha
+    except Exception as error:  # of whatever kind the HTTP client's is: there is no commit, and the user must know why
+        raise UsageError(
+            f"the hub gives no commit for it: {error}",
+            where=f"{path}@{revision or 'main'}",
+            fix="check the name and the network; for a gated model accept its terms and run `hf auth login`; offline, "
+            "give the folder of a downloaded model",
+        ) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,27 +10,14 @@ import torch
 from torch import nn
 
 from prefloop.config import LoraSection, ModelSection
-from prefloop.engine.load import load_model
+from prefloop.engine.load import load_adapter, load_model
 from prefloop.engine.tokens import load_tokenizer
 from prefloop.errors import UsageError
 from prefloop.store import atomic
+from prefloop.train.check import refuse_quantised
 
 ADAPTER, MODEL = "adapter", "model"
 """Folders below a training's result: an adapter, or all weights."""
-
-
-def refuse_quantised(model: nn.Module, name: str) -> None:
-    """Quantised weights cannot take up a trained difference.
-
-    Raises:
-        UsageError: the model's configuration says that it is quantised.
-    """
-    if getattr(model.config, "quantization_config", None) is not None:
-        raise UsageError(
-            "the weights are quantised; training them, or merging into them, would lose what was learnt",
-            where=name,
-            fix="use the checkpoint that it was quantised from",
-        )
 
 
 def switch_off_dropout(model: nn.Module) -> None:
@@ -94,8 +80,9 @@ def save(model: Any, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if hasattr(model, "peft_config"):
         for config in model.peft_config.values():
-            # peft keeps a set and would write it in the order of this process's hash seed.
-            config.target_modules = sorted(config.target_modules)
+            # peft keeps a set and would write it in the order of this process's hash seed; a pattern is a string.
+            if not isinstance(config.target_modules, str):
+                config.target_modules = sorted(config.target_modules)
         # Otherwise peft asks the hub whether the base's vocabulary was changed.
         model.save_pretrained(folder, save_embedding_layers=False)
     else:
@@ -131,9 +118,9 @@ def merge(
     if adapter is None:
         source = source.model_copy(update={"path": str(full), "revision": None})
     model = load_model(source)
-    refuse_quantised(model, base.path)
+    refuse_quantised(model.config, base.path)
     if adapter is not None:
-        model = _with_adapter(model, adapter).merge_and_unload()
+        model = load_adapter(model, adapter).merge_and_unload()
     model = model.to(dtype)
     model.config.dtype = dtype
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -144,20 +131,6 @@ def merge(
         "dtype": str(dtype).removeprefix("torch."),
         "parameters": sum(p.numel() for p in model.parameters()),
     }
-
-
-def _with_adapter(model: Any, adapter: Path) -> Any:
-    from peft import PeftModel
-
-    targets = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["target_modules"]
-    try:
-        return PeftModel.from_pretrained(model, str(adapter))
-    except (ValueError, RuntimeError) as error:
-        raise UsageError(
-            f"the adapter (of {targets}) does not fit the model: {error}",
-            where=str(adapter),
-            fix="merge it into the model that it was trained on",
-        ) from error
 
 
 def _save_weights(model: Any, folder: Path, max_shard_size: str = "5GB") -> None:

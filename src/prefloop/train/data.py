@@ -78,7 +78,10 @@ def encode_pairs(
     rejects: list[RejectRow] = []
     for row in rows:
         pair = _encode(row, tokenizer, end_of_turn)
-        if isinstance(pair, Pair) and pair.chosen_ids == pair.rejected_ids:
+        if isinstance(pair, Pair) and not (pair.chosen_ids and pair.rejected_ids):
+            # Cut off before its first character; an empty answer that ended on its own has its end of turn.
+            pair = f"the {'rejected' if pair.chosen_ids else 'chosen'} answer is empty and was cut off"
+        elif isinstance(pair, Pair) and pair.chosen_ids == pair.rejected_ids:
             pair = "the chosen and the rejected answer are the same tokens"
         elif isinstance(pair, Pair) and pair.length > max_length:
             pair = f"more tokens than max_length {max_length}"

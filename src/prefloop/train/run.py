@@ -9,7 +9,6 @@ returns what `trained.json` says.
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,19 +16,20 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, GenerationConfig, TrainingArguments
+from transformers import GenerationConfig, TrainingArguments
 
 from prefloop.config import MergeSection, ModelSection, TrainSection
-from prefloop.engine.load import adapter_base, choose_device, choose_dtype, load_model, resolve_model_path
+from prefloop.engine.load import choose_device, choose_dtype, freeing, load_config, load_model, resolve_model_path
 from prefloop.engine.logprob import attach_scorer
 from prefloop.engine.tokens import end_of_turn_ids, load_tokenizer
-from prefloop.errors import Interrupted, PrefloopError, UsageError
+from prefloop.errors import Interrupted, PrefloopError
 from prefloop.records import PreferenceRow, RejectRow
 from prefloop.store import atomic
 from prefloop.store.cache import Cache
 from prefloop.store.fingerprint import digest, model_digest
 from prefloop.store.rows import to_table
 from prefloop.train import adapters, checkpoints
+from prefloop.train.check import check_trainable, refuse_quantised
 from prefloop.train.data import Collator, EpochSampler, Pair, encode_pairs
 from prefloop.train.meter import Meter
 from prefloop.train.objectives import OBJECTIVES
@@ -38,14 +38,19 @@ from prefloop.train.reference import add_reference
 from prefloop.train.rhythm import Plan, Rhythm, stopping_on_signals
 from prefloop.train.trainer import PreferenceTrainer, Record
 
+__all__ = ["check_trainable", "merge", "train"]
+
 logger = logging.getLogger(__name__)
 
 DONE, REJECTS = "trained.json", "rejects.parquet"
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
-# What changes no weight: a run may be continued with other values of these.
-_COSMETIC = {"report_to", "save_steps", "logging_steps"}
+# What changes no weight, beyond rounding and the draws of LoRA's dropout: a run may be continued with other values of
+# these, such as a smaller micro-batch after the memory was full
+# (tests/train/test_resume.py::test_a_smaller_micro_batch_continues).
+_COSMETIC = {"report_to", "save_steps", "logging_steps", "micro_batch_size", "gradient_checkpointing"}
 
 
+@freeing()
 def train(
     model: ModelSection,
     train_rows: Sequence[PreferenceRow],
@@ -67,7 +72,7 @@ def train(
         cache: holds reference log-probabilities.
         on_log: records with `kind` ("train", "validation"), `step`, `epoch` and metrics; see `PreferenceTrainer`.
         on_step: called with (optimiser steps done, steps in all).
-        on_reference: called with (answers done, answers in all) while the reference scores them, before the first step.
+        on_reference: called with (answers done, answers in all) while the reference scores them, before any step.
 
     Returns:
         The content of `trained.json`: pairs, rejected, steps, first_loss, final, validation, parameters,
@@ -77,7 +82,8 @@ def train(
         UsageError: a model or setting that cannot be trained. PrefloopError: no pair is left, a loss or gradient is
         not finite, or training does not start from its reference. Interrupted: stopped by a signal, with a checkpoint.
     """
-    precision = _precision(model)
+    precision = check_trainable(model, section)
+    weights = _name(precision.weights(frozen=section.lora is not None))
     tokenizer = load_tokenizer(model)
     end_of_turn = end_of_turn_ids(tokenizer, _generation_config(model))[0]
     pairs, rejects = encode_pairs(train_rows, tokenizer, end_of_turn, section.max_length)
@@ -95,7 +101,8 @@ def train(
         )
 
     path = resolve_model_path(model.path)
-    reference = {"model": model_digest(path, model.revision, memo=cache), "dtype": precision.name}
+    digest_of_model = model_digest(path, model.revision, memo=cache)
+    reference = {"model": digest_of_model, "dtype": precision.name, "weights": weights}
     settings = section.model_dump(exclude=_COSMETIC)
     fingerprint = digest([[_content(p) for p in pairs], [_content(p) for p in validation], settings, seed, reference])
     done = atomic.read_json(out / DONE) if (out / DONE).exists() else {}
@@ -105,8 +112,8 @@ def train(
     (out / DONE).unlink(missing_ok=True)
     checkpoint = checkpoints.latest(out, fingerprint)
 
-    policy = load_model(model.model_copy(update={"dtype": _name(precision.weights(frozen=section.lora is not None))}))
-    adapters.refuse_quantised(policy, model.path)
+    policy = load_model(model.model_copy(update={"dtype": weights}))
+    refuse_quantised(policy.config, model.path)
     adapters.switch_off_dropout(policy)
     attach_scorer(policy)
     micro = section.micro_batch_size or section.batch_size
@@ -191,6 +198,7 @@ def train(
     return result
 
 
+@freeing()
 def merge(model: ModelSection, trained: Path, out: Path, section: MergeSection) -> dict[str, Any]:
     """Write the trained policy as a plain Hugging Face folder; see `adapters.merge`.
 
@@ -207,33 +215,8 @@ def merge(model: ModelSection, trained: Path, out: Path, section: MergeSection) 
     elif (trained / DONE).exists():
         dtype = getattr(torch, atomic.read_json(trained / DONE)["reference"]["dtype"])
     else:
-        dtype = _dtype(model, choose_device(model.device))
+        dtype = choose_dtype(model, choose_device(model.device))
     return dict(adapters.merge(model, trained, out, dtype=dtype, max_shard_size=section.max_shard_size))
-
-
-def _precision(model: ModelSection) -> Precision:
-    if adapter_base(model.path) is not None:
-        raise UsageError(
-            "is an unmerged adapter: is the reference its base, or the adapted model?",
-            where=model.path,
-            fix="merge it first (`prefloop merge`), and train the merged model",
-        )
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError("training runs in one process", fix="start it without torchrun or accelerate launch")
-    device = choose_device(model.device)
-    return Precision.choose(device, _dtype(model, device))
-
-
-def _dtype(model: ModelSection, device: torch.device) -> torch.dtype:
-    """The dtype that a section means; where it leaves it to the checkpoint, what that says."""
-    chosen = choose_dtype(model.dtype, device)
-    if chosen == "auto":
-        config = AutoConfig.from_pretrained(
-            resolve_model_path(model.path), revision=model.revision, trust_remote_code=model.trust_remote_code
-        )
-        chosen = config.dtype or torch.float32
-    assert isinstance(chosen, torch.dtype)
-    return chosen
 
 
 def _generation_config(model: ModelSection) -> Any:
@@ -242,8 +225,7 @@ def _generation_config(model: ModelSection) -> Any:
     try:
         return GenerationConfig.from_pretrained(path, revision=model.revision)
     except OSError:
-        config = AutoConfig.from_pretrained(path, revision=model.revision, trust_remote_code=model.trust_remote_code)
-        return GenerationConfig.from_model_config(config)
+        return GenerationConfig.from_model_config(load_config(model))
 
 
 def _arguments(

@@ -8,6 +8,7 @@ from pathlib import Path
 from prefloop.backends.base import Sampling
 from prefloop.config import ModelSection
 from prefloop.records import Message
+from prefloop.ui.controls import without_controls
 
 HELP = "/reset starts over, /system TEXT sets the system message, /quit (or Ctrl-D) leaves"
 
@@ -56,7 +57,7 @@ def _answer(backend: object, turns: list[Message], temperature: float, max_new_t
     pieces = []
     try:
         for piece in backend.stream(turns, sampling):
-            print(piece, end="", flush=True)
+            print(without_controls(piece), end="", flush=True)
             pieces.append(piece)
     except KeyboardInterrupt:
         # Ctrl-C cuts an answer short and keeps the conversation.

@@ -1,7 +1,7 @@
 """What a run shows while it works: a live display on a terminal, plain lines elsewhere, nothing when quiet.
 
 Everything goes to stderr, so that stdout holds results for machines alone. Texts are shown as they are, never read as
-rich markup: they may come from a model.
+rich markup and without control characters: they may come from a model.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
+
+from prefloop.ui.controls import without_controls
 
 PLAIN_SECONDS = 5.0
 Fact = str | int | float
@@ -56,7 +58,7 @@ class Progress:
         plain = plain or bool(os.environ.get("PREFLOOP_PLAIN") or os.environ.get("NO_COLOR"))
         self._quiet = quiet
         self._clock = clock
-        self._title = title
+        self._title = None if title is None else without_controls(title)
         self._console = Console(file=stream, highlight=False)
         self._live: Live | None = None
         if not quiet and not plain and self._console.is_terminal and not self._console.is_dumb_terminal:
@@ -114,21 +116,23 @@ class Progress:
 
     def update(self, **facts: Fact) -> None:
         """Figures of the running stage, shown behind its bar; a name given again replaces the old figure."""
-        self._facts |= facts
+        self._facts |= {
+            name: without_controls(value) if isinstance(value, str) else value for name, value in facts.items()
+        }
         self._line_when_due()
 
     def skip(self, label: str, reason: str) -> None:
         """A stage is not run, and why."""
         self._close_stage(failed=False)
-        self._print(Text.assemble(("✓ ", "green"), (f"{label:<10}", "dim"), (f" {reason}", "dim")))
+        self._print(Text.assemble(("✓ ", "green"), (f"{label:<10}", "dim"), (f" {without_controls(reason)}", "dim")))
 
     def note(self, text: str) -> None:
         """One line for people."""
-        self._print(Text(f"  {text}"))
+        self._print(Text(f"  {without_controls(text)}"))
 
     def warn(self, text: str) -> None:
         """One line that is also shown when quiet."""
-        self._console.print(Text.assemble(("! ", "bold yellow"), text), soft_wrap=True)
+        self._console.print(Text.assemble(("! ", "bold yellow"), without_controls(text)), soft_wrap=True)
 
     # ------------------------------------------------------------------------------------------------- how it is shown
 

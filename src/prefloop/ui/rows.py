@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -12,43 +12,62 @@ from rich.panel import Panel
 from rich.text import Text
 
 from prefloop.errors import UsageError
+from prefloop.store.rows import read_rows
+from prefloop.store.rundir import RunDir
+from prefloop.store.stagedir import StageDir
+from prefloop.ui.controls import without_controls
 
 
 def stage_rows(run: Path, stage: str, limit: int, *, rejects: bool) -> Iterator[dict[str, Any]]:
-    """The first rows of a stage of a run, or its dropped rows.
+    """The first rows of a stage of a run, or its dropped rows; also while the stage is running.
 
     Raises:
         UsageError: the run has no such stage, or it has written no rows.
     """
-    import pyarrow.parquet as pq
-
-    folders = {p.name.partition("-")[2]: p for p in sorted((run / "stages").glob("*-*")) if p.is_dir()}
+    opened = RunDir.peek(run)
+    folders = {folder.name: folder for folder in opened.stages()}
+    # A folder of an earlier recipe may have the name under another number.
+    planned = {
+        s["name"]: opened.stage(s["number"], s["name"]) for s in (opened.read_manifest() or {}).get("stages", [])
+    }
+    folders |= {name: folder for name, folder in planned.items() if folder.path.is_dir()}
     if stage not in folders:
-        raise UsageError(f"no stage {stage!r}", where=str(run), fix=f"one of: {', '.join(folders)}")
-    files = sorted(folders[stage].glob("rejects.parquet" if rejects else "part-*.parquet"))
-    if not files:
-        raise UsageError("no rows are here", where=str(folders[stage]), fix="see prefloop status")
-    yield from islice((row for file in files for row in pq.read_table(file).to_pylist()), limit)
+        known = ", ".join(folders) or "none has begun yet"
+        raise UsageError(f"no stage {stage!r}", where=str(run), fix=f"one of: {known}")
+    rows = _rejects(folders[stage]) if rejects else folders[stage].rows()
+    first = list(islice(rows, 1))
+    if not first:
+        raise UsageError("no rows are here", where=str(folders[stage].path), fix="see prefloop status")
+    yield from islice(chain(first, rows), limit)
+
+
+def _rejects(folder: StageDir) -> Iterator[dict[str, Any]]:
+    """The dropped rows: one file when the stage is done, until then one for each part."""
+    merged = folder.path / "rejects.parquet"
+    return read_rows([merged] if merged.exists() else sorted(folder.path.glob("rejects-*.parquet")))
 
 
 def show_rows(rows: list[dict[str, Any]], console: Console) -> None:
-    """Print rows as panels: prompt, then what the row has (answers with scores, a pair, a reject's reason)."""
+    """Print rows as panels: prompt, then what the row has (answers with scores, a pair, a reject's reason).
+
+    Texts are printed without control characters.
+    """
     for row in rows:
         body = Text()
         if "reason" in row:
-            body.append(f"{row['reason']}\n", style="red")
-            body.append(row["row"])
+            body.append(without_controls(f"{row['reason']}\n"), style="red")
+            body.append(without_controls(row["row"]))
         for message in row.get("prompt") or []:
             body.append(f"{message['role']}: ", style="dim")
-            body.append(f"{message['content']}\n")
+            body.append(without_controls(f"{message['content']}\n"))
         for side, style in (("chosen", "green"), ("rejected", "red")):
             if row.get(side):
                 body.append(f"{side} {_score(row.get(f'score_{side}'))}", style=style)
-                body.append(f"{row[side][-1]['content']}\n")
+                body.append(without_controls(f"{row[side][-1]['content']}\n"))
         scores = row.get("scores") or [None] * len(row.get("completions") or [])
         for completion, score in zip(row.get("completions") or [], scores):
             body.append(f"{_score(score)}", style="cyan")
-            body.append(f"{completion['text']}\n")
+            body.append(without_controls(f"{completion['text']}\n"))
         console.print(Panel(body, title=Text(row["id"]), title_align="left", border_style="dim"))
 
 

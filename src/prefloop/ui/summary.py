@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from prefloop.evaluate.stats import says_nothing
+
 
 def headline(summary: dict[str, Any]) -> list[str]:
     """What was measured, one line a figure, with its interval and in plain words."""
@@ -23,7 +25,8 @@ def headline(summary: dict[str, Any]) -> list[str]:
             value, low, high = (f"{100 * change[key]:+.1f}" for key in ("value", "ci_low", "ci_high"))
             lines.append(
                 f"{name}: {_share(figure['base'])} → {_share(figure['aligned'])} "
-                f"(change {value} [{low}, {high}] points, n = {figure['n']}): {_verdict(change, 0.0)}"
+                f"(change {value} [{low}, {high}] points, n = {figure['n']}): "
+                f"{_verdict({**change, 'n': figure['n']}, 0.0)}"
             )
     computed = summary.get("computed")
     if computed is not None:
@@ -38,6 +41,8 @@ def _share(value: float) -> str:
 
 
 def _verdict(figure: dict[str, Any], neutral: float) -> str:
+    if says_nothing(figure):
+        return f"all {figure['n']} equal; the interval says nothing"
     if figure["ci_low"] > neutral:
         return "better"
     if figure["ci_high"] < neutral:

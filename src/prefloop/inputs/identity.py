@@ -1,0 +1,55 @@
+"""What identifies the prompts that a section gives, for the fingerprint of the stage that reads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prefloop.config import PromptsSection
+from prefloop.errors import UsageError
+from prefloop.inputs.readers import format_of, hub_name
+from prefloop.store.fingerprint import Memo, code_digest, file_digest, folder_digest
+
+
+def identity(section: PromptsSection, seed: int = 0, memo: Memo | None = None) -> dict[str, Any]:
+    """Everything about a source of prompts that changes what is read from it: its content, not its name.
+
+    A file or a local folder is known by its digest (`content`); a hub set by the commit that the local cache holds
+    (`content` is `hub:ORG/NAME@COMMIT`, or ends in `?unresolved` where nothing was fetched yet); the sandbox by its
+    code (`code`) and the seed. Reads files, asks no network.
+
+    Args:
+        section: where prompts come from.
+        seed: the recipe's; a `sandbox:` set is drawn by it.
+        memo: remembers the digests of files.
+
+    Raises:
+        UsageError: there is no such file or folder, or its name does not say the format.
+    """
+    container = format_of(section.path, section.format)
+    settings = section.model_dump(exclude={"path", "split"}) | {"container": container}
+    if container == "sandbox":
+        return settings | {"path": section.path, "code": code_digest("sandbox"), "seed": seed}
+    if container == "hub":
+        name, config = hub_name(section.path)
+        return settings | {"split": section.split, "config": config, "content": _hub_content(name, memo)}
+    path = Path(section.path)
+    if not path.is_file():
+        what = "is a folder, not a file" if path.is_dir() else "there is no such file"
+        raise UsageError(what, where=section.path, fix="set prompts.path to a file of prompts")
+    return settings | {"content": file_digest(path, memo)}
+
+
+def _hub_content(name: str, memo: Memo | None) -> str:
+    if Path(name).is_dir():
+        return folder_digest(name, memo)
+    if Path(name).is_file():
+        return file_digest(name, memo)
+    # constants is the one light module of huggingface_hub: it reads HF_HOME and HF_HUB_CACHE, and imports no client.
+    from huggingface_hub import constants
+
+    folder = constants.REPO_ID_SEPARATOR.join(["datasets", *name.split("/")])
+    branch = constants.DEFAULT_REVISION
+    reference = Path(constants.HF_HUB_CACHE, folder, "refs", branch)
+    commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else None
+    return f"hub:{name}@{commit}" if commit else f"hub:{name}@{branch}?unresolved"

@@ -1,0 +1,34 @@
+"""The lines that a run ends with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from prefloop.ui.summary import headline
+
+
+def win(value: float, low: float, high: float, n: int) -> dict[str, Any]:
+    return {"value": value, "ci_low": low, "ci_high": high, "n": n}
+
+
+@pytest.mark.parametrize(
+    ("figure", "words"),
+    [
+        (win(0.8, 0.7, 0.9, 100), "better"),
+        (win(0.2, 0.1, 0.3, 100), "worse"),
+        (win(0.6, 0.4, 0.8, 100), "no detectable difference"),
+        (win(1.0, 1.0, 1.0, 12), "all 12 equal; the interval says nothing"),
+        (win(1.0, 1.0, 1.0, 300), "better"),
+    ],
+)
+def test_the_win_rate_in_words(figure: dict[str, Any], words: str) -> None:
+    (line,) = headline({"evaluate": {"win_rate": figure}})
+    assert line.endswith(f"on {figure['n']} held-out prompts: {words}")
+
+
+def test_a_checker_that_says_nothing() -> None:
+    figure = {"base": 0.0, "aligned": 0.0, "n": 5, "difference": {"value": 0.0, "ci_low": 0.0, "ci_high": 0.0}}
+    (line,) = headline({"evaluate": {"mine": {"kind": figure}}})
+    assert line.endswith("n = 5): all 5 equal; the interval says nothing")
