@@ -92,7 +92,7 @@ def _run(
             raise Interrupted(
                 "stopped; everything finished so far is kept", fix="start the same command again to go on"
             ) from interruption
-    _print_summary(summary)
+    _print_summary(summary, folder)
     if as_json:
         print(json.dumps(summary))
 
@@ -101,15 +101,15 @@ def _dry_run(recipe: Any, folder: Path, as_json: bool) -> None:
     from prefloop.loop import survey
 
     rows = [
-        {"number": p.stage.number, "stage": p.stage.name, "state": p.state}
+        {"number": p.stage.number, "name": p.stage.name, "state": p.state}
         for p in survey(recipe, folder, cache_path())
     ]
-    _table(f"{recipe.name} → {folder}", ["", "stage", "state"], [[r["number"], r["stage"], r["state"]] for r in rows])
+    _table(f"{recipe.name} → {folder}", ["", "stage", "state"], [[r["number"], r["name"], r["state"]] for r in rows])
     if as_json:
         print(json.dumps({"stages": rows}))
 
 
-def _print_summary(summary: dict[str, Any]) -> None:
+def _print_summary(summary: dict[str, Any], folder: Path) -> None:
     from prefloop.ui.summary import headline
 
     console = Console(stderr=True, highlight=False)
@@ -117,7 +117,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
         console.print(escape(line))
     for name in ("report", "model"):
         if name in summary:
-            console.print(f"{name}: {escape(summary[name])}")
+            console.print(f"{name}: {escape(str(folder / summary[name]))}")
 
 
 def _stage_verb(verb: str, text: str) -> None:
@@ -192,7 +192,7 @@ def status(
             f"{result['name']} in {run}" + (f", process {result['process']} is on it" if result["process"] else ""),
             ["", "stage", "state", "kept", "rejected", "seconds"],
             [
-                [s["number"], s["stage"], s["state"], s.get("kept", ""), s.get("rejected", ""), s.get("seconds", "")]
+                [s["number"], s["name"], s["state"], s.get("kept", ""), s.get("rejected", ""), s.get("seconds", "")]
                 for s in result["stages"]
             ],
         )

@@ -37,7 +37,9 @@ class ModelSection(Section):
     path: str = Field(description="Hub id, folder of a model or of an unmerged LoRA adapter, or `sandbox`.")
     revision: str | None = Field(None, description="Branch, tag or commit on the hub.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Precision of weights and compute; auto: float32 on a CPU, the checkpoint's on a GPU."
+        "auto",
+        description="Precision of weights and compute; auto: float32 on a CPU, the checkpoint's on a GPU (bfloat16 in "
+        "place of float16).",
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps; auto takes a GPU when there is one.")
     template: str = Field(
@@ -142,7 +144,9 @@ class LoraSection(Section):
     r: int = Field(16, gt=0, description="Rank.")
     alpha: float = Field(32, gt=0, description="Scale: the update is multiplied by alpha / r.")
     dropout: float = Field(0.0, ge=0, lt=1, description="On the adapter's input, while training.")
-    target_modules: str | list[str] = Field("all-linear", description="Module names, or all-linear.")
+    target_modules: str | list[str] = Field(
+        "all-linear", description="all-linear, a list of module names, or a regular expression over them."
+    )
 
 
 class DpoObjectiveSection(Section):

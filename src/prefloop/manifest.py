@@ -63,7 +63,10 @@ def _versions() -> dict[str, str]:
 
 
 def summarize(loop: Loop) -> dict[str, Any]:
-    """The summary: every finished stage's counts, and the last measured round's results under `evaluate`."""
+    """The summary: every finished stage's counts, and the last measured round's results under `evaluate`.
+
+    Paths in it are relative to the run directory.
+    """
     from prefloop.loop import stage_name
 
     stages: dict[str, Any] = {}
@@ -89,7 +92,7 @@ def summarize(loop: Loop) -> dict[str, Any]:
         summary["evaluate"] = {k: v for k, v in rounds[-1].items() if k != "round"}
         summary["rounds"] = rounds
     if stage_name("merge", loop.recipe.rounds) in stages:
-        summary["model"] = str(loop.run.path / "model")
+        summary["model"] = "model"
     if "report" in stages:
-        summary["report"] = str(loop.run.path / "report.html")
+        summary["report"] = "report.html"
     return summary

@@ -190,13 +190,13 @@ def run_heldout(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) 
     leaked = [r for r in rows if r["id"] in seen]
     if leaked and given is not None and given.on_bad_row == "stop":
         raise UsageError(
-            f"{len(leaked)} of {len(rows)} evaluation prompts share their text, or 13 words in a row, with a training "
-            f"prompt; the first: {leaked[0]['prompt'][-1]['content'][:80]!r}",
+            f"{len(leaked)} of {len(rows)} evaluation prompts share their text, or a long run of words, with a "
+            f"training prompt; the first: {leaked[0]['prompt'][-1]['content'][:80]!r}",
             where=given.path,
             fix="take them out of one of the two files, or drop them here with evaluate.prompts.on_bad_row=reject",
         )
     # Near-copies inside one file, or asked for: the held-out one goes, with its reason.
-    rejects += [_reject(stage, r, "shares its text, or 13 words in a row, with a training prompt") for r in leaked]
+    rejects += [_reject(stage, r, "shares its text, or a long run of words, with a training prompt") for r in leaked]
     rows = [r for r in rows if r["id"] not in seen]
     if not rows:
         raise UsageError(
@@ -243,8 +243,9 @@ def run_sample(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -
         if index not in done:
             kept, rejects, counts = _sample(backend, part, section, bench.recipe.seed, stage)
             if rejects and bench.recipe.prompts.on_bad_row == "stop":
+                first = rejects[0]
                 raise UsageError(
-                    f"the model cannot take {len(rejects)} prompts; the first, {rejects[0]['id']}: {rejects[0]['reason']}",
+                    f"the model cannot take {len(rejects)} prompts; the first, {first['id']}: {first['reason']}",
                     where=bench.recipe.prompts.path,
                     fix="shorten or remove them, or drop them with prompts.on_bad_row=reject",
                 )

@@ -1,4 +1,4 @@
-"""Models by hub id: a run keeps the commit that it began with. The hub is a folder in the layout of its local cache."""
+"""Models by hub id: a run keeps the commit that it began with. The hub here is a folder laid out as its cache."""
 
 from __future__ import annotations
 

@@ -11,6 +11,8 @@ import time
 import pytest
 from tests.loop.conftest import make_project, write_prompts
 
+from prefloop.errors import PrefloopError, UsageError
+
 STAGES = ["prompts", "heldout", "sample", "rate", "pair", "train", "merge", "evaluate", "report"]
 
 
@@ -206,15 +208,15 @@ def test_status_and_inspect_read_a_run(copy):
     assert len(rows) == 2
     assert rows[0]["score_chosen"] > rows[0]["score_rejected"]
     (copy.run_dir / "stages").joinpath("05-pair", "_SUCCESS.json").unlink()
-    states = {s["name"]: s["state"] for s in json.loads(copy.prefloop("status", "out", "--json").stdout)["stages"]}
-    assert states["rate"] == "done"
-    assert states["pair"] != "done"
+    for arguments in (["status", "out"], ["run", "recipe.yaml", "--out", "out", "--dry-run"]):
+        states = {s["name"]: s["state"] for s in json.loads(copy.prefloop(*arguments, "--json").stdout)["stages"]}
+        assert (states["rate"], states["pair"]) == ("done", "partial")
     assert states["train"] == "waits"
 
 
 def test_dry_run_says_what_would_run_and_makes_nothing(project):
     done = project.prefloop("run", "recipe.yaml", "--out", "out", "--dry-run", "--json")
-    states = {s["stage"]: s["state"] for s in json.loads(done.stdout)["stages"]}
+    states = {s["name"]: s["state"] for s in json.loads(done.stdout)["stages"]}
     assert states["prompts"] == "todo"
     assert states["evaluate"] == "waits"
     assert not project.run_dir.exists()
@@ -256,10 +258,9 @@ def test_prompts_that_the_model_cannot_take_stop_the_run_or_are_rejected(project
     with (project.root / "prompts.jsonl").open("a") as stream:
         stream.write(json.dumps({"prompt": "very long " * 200}) + "\n")
     overrides = ["evaluate.holdout=0.01"]
-    done = project.prefloop("run", "recipe.yaml", *overrides, "--out", "out", expect=2)
-    assert "positions" in done.stderr
-    assert "on_bad_row=reject" in done.stderr.replace("\n", " ")
-    project.prefloop("sample", "recipe.yaml", *overrides, "prompts.on_bad_row=reject", "--out", "out")
+    with pytest.raises(UsageError, match=r"positions(.|\n)*on_bad_row=reject"):
+        project.run_here(*overrides)
+    project.run_here(*overrides, "prompts.on_bad_row=reject")
     assert project.success("sample")["rows"]["rejected"] == 1
 
 
@@ -267,7 +268,6 @@ def test_a_full_gpu_is_one_message(project, monkeypatch):
     import torch
 
     from prefloop import stages
-    from prefloop.errors import PrefloopError
 
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
@@ -319,6 +319,7 @@ def test_mistakes_end_with_code_2_and_one_message(project, arguments, says):
 
 def test_no_pair_fails_with_the_reason(project):
     (project.root / "scorers.py").write_text("def vowels(prompt, completion): return 1.0\nletters = vowels\n")
-    done = project.prefloop("run", "recipe.yaml", "--out", "out", expect=1)
-    assert "no preference pair" in done.stderr
-    assert "Traceback" not in done.stderr
+    with pytest.raises(PrefloopError, match="no preference pair") as error:
+        project.run_here()
+    assert error.value.exit_code == 1
+    assert "equal_scores" in str(error.value)
