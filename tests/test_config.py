@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 
 import pytest
 import yaml
@@ -118,3 +119,11 @@ def test_every_setting_is_described():
             if "description" not in schema and not section_field:
                 undescribed.append(f"{name}.{field}")
     assert undescribed == []
+
+
+def test_the_page_of_settings_is_current():
+    folder = recipe_folder().parent / "docs"
+    if not folder.is_dir():
+        pytest.skip("not a checkout")
+    made = runpy.run_path(str(folder / "make_recipe_page.py"))["page"]()
+    assert (folder / "recipe.md").read_text() == made, "write it again: python docs/make_recipe_page.py"
