@@ -7,7 +7,7 @@ from itertools import islice
 import pytest
 
 from prefloop.sandbox import checkers, phrases
-from prefloop.sandbox.corpus import FIRST, MAIN, READING, TASKS, conversations
+from prefloop.sandbox.corpus import MAIN, PAIRING, READING, REPEATING, TASKS, conversations
 from prefloop.sandbox.prompts import ABILITIES, POOL, SIDES, prompts
 from prefloop.sandbox.world import ATTRIBUTES, NAMES, make_world, names_in, words
 
@@ -74,7 +74,7 @@ def test_every_question_asks_for_its_attribute_only():
             assert question == checkers.Question("Mira", (attribute,)), text
 
 
-@pytest.mark.parametrize("shares", [FIRST, READING, MAIN])
+@pytest.mark.parametrize("shares", [REPEATING, PAIRING, READING, MAIN])
 def test_corpus_is_a_function_of_its_seed(shares):
     assert sum(shares.values()) == pytest.approx(1)
     first, again, other = (list(islice(conversations(seed, shares), 200)) for seed in (0, 0, 1))
@@ -100,7 +100,7 @@ def test_corpus_is_the_same_in_another_process():
 
 
 def test_every_task_is_used():
-    assert set(TASKS) == set(FIRST) | set(READING) | set(MAIN)
+    assert set(TASKS) == set(REPEATING) | set(PAIRING) | set(READING) | set(MAIN)
 
 
 @pytest.mark.parametrize("ability", ABILITIES)

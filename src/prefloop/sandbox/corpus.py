@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 
 from prefloop.records import Message
-from prefloop.sandbox import tasks, verdicts
+from prefloop.sandbox import exercises, tasks, verdicts
 from prefloop.sandbox.world import World, make_world
 
 Task = Callable[[random.Random, World], list[Message]]
@@ -18,28 +18,30 @@ TASKS: dict[str, Task] = {
     "pairwise": verdicts.pairwise,
     "pointwise": verdicts.pointwise,
     "chat": tasks.chat,
-    "short_profiles": tasks.short_profiles,
     "read_profiles": tasks.read_profiles,
     "known_profiles": tasks.known_profiles,
     "checks": tasks.checks,
+    "repeating": exercises.repeating,
+    "pairing": exercises.pairing,
 }
 
-# Shares of the conversations in the three stages of training. Looking facts up in documents is the slow part to learn,
-# and short documents are where it is found within a minute; from four long ones at once it was not found in five.
-FIRST: dict[str, float] = {"short_profiles": 1.0}
-READING: dict[str, float] = {"short_profiles": 0.2, "read_profiles": 0.4, "documents": 0.4}
+# Shares of the conversations in the stages of training. Looking facts up is the slow part to learn and everything else
+# needs it, so it comes first (see `exercises`).
+REPEATING: dict[str, float] = {"repeating": 1.0}
+PAIRING: dict[str, float] = {"repeating": 0.1, "pairing": 0.9}
+READING: dict[str, float] = {"read_profiles": 0.6, "documents": 0.4}
 MAIN: dict[str, float] = {
     "question": 0.17,
-    "styled": 0.16,
+    "styled": 0.18,
     "criticised": 0.11,
-    "rewriting": 0.06,
-    "documents": 0.14,
-    "pairwise": 0.12,
+    "rewriting": 0.07,
+    "documents": 0.11,
+    "pairwise": 0.13,
     "pointwise": 0.07,
     "chat": 0.02,
-    "read_profiles": 0.07,
-    "known_profiles": 0.04,
-    "checks": 0.04,
+    "read_profiles": 0.04,
+    "known_profiles": 0.05,
+    "checks": 0.05,
 }
 
 

@@ -1,7 +1,7 @@
 """The wordings of the world, all written for it: questions, statements, openers, notes, criticisms, digressions.
 
-`{name}` and `{value}` are the main slots. In every statement the name and the attribute's cue stand before the value, so
-that a small model knows what to look up when it comes to say it. No wording contains a value or a name
+`{name}` and `{value}` are the main slots. In every statement the name and the attribute's cue stand before the value,
+so that a small model knows what to look up when it comes to say it. No wording contains a value or a name
 (tests/sandbox/test_world.py holds that), so a checker may trust the values it finds in a text.
 """
 
@@ -80,8 +80,7 @@ WHO: dict[str, tuple[str, ...]] = {
 }
 CHECK_QUESTIONS: tuple[str, ...] = ("True or false? {statement}", "Is this true? {statement}")
 
-# The name stands three words before the value in each: one attention head at a fixed distance can then tell whose value
-# it is. With distances of two to five, no model of this size told two people apart within minutes.
+# The name stands three words before the value in each, so one attention head at a fixed distance tells whose it is.
 STATEMENTS: dict[str, tuple[str, ...]] = {
     "city": ("{name} lives in {value}.", "The home of {name} is in {value}.", "{name} dwells in {value}."),
     "job": ("{name} is a {value}.", "{name} became a {value}.", "By trade, {name} is a {value}."),

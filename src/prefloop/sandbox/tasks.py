@@ -295,20 +295,15 @@ def _profiles(rng: random.Random, facts: dict[str, dict[str, str]], told: dict[s
     return messages
 
 
-def read_profiles(rng: random.Random, world: World, people: int = 4, most: int = 4) -> list[Message]:
+def read_profiles(rng: random.Random, world: World) -> list[Message]:
     """All that some documents say of each of their people, half of the time word for word: practice in reading.
 
     Half of the time the documents speak of the same attributes, so only the name tells which value is whose.
     """
-    names = rng.sample(world.archive, rng.randint(1, people))
+    names = rng.sample(world.archive, rng.randint(1, 4))
     same = tuple(rng.sample(list(ATTRIBUTES), rng.randint(1, 2))) if rng.random() < 0.5 else ()
-    facts = {name: sample_facts(rng, random_facts(rng), same, len(same) or most) for name in names}
+    facts = {name: sample_facts(rng, random_facts(rng), same, len(same) or 4) for name in names}
     return _profiles(rng, facts, {name: document(rng, name, facts[name]) for name in names})
-
-
-def short_profiles(rng: random.Random, world: World) -> list[Message]:
-    """The same with one or two short documents: where looking a fact up is learned first."""
-    return read_profiles(rng, world, people=2, most=2)
 
 
 def known_profiles(rng: random.Random, world: World) -> list[Message]:

@@ -11,6 +11,7 @@ prompt in its brief form at last. How often is counted and said.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Generator, Sequence
 from itertools import combinations
@@ -212,7 +213,8 @@ def _mean_win(seat: int, member: list[int], wins: dict[tuple[int, int], float | 
     judged = [other for other in others if other != member[seat]]
     if not verdicts or (judged and all(wins[member[seat], other] is None for other in judged)):
         return None
-    return round(sum(verdicts) / len(verdicts), DECIMALS)
+    # fsum does not depend on the order, so equal texts have equal scores.
+    return round(math.fsum(verdicts) / len(verdicts), DECIMALS)
 
 
 def rates(counts: dict[str, float]) -> dict[str, float]:

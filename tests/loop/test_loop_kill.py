@@ -11,10 +11,7 @@ import time
 import pytest
 from tests.loop.conftest import make_project
 
-from prefloop.config import load_recipe
-from prefloop.loop import open_loop
 from prefloop.store import atomic
-from prefloop.ui.progress import Progress
 
 
 class Crash(BaseException):
@@ -26,9 +23,11 @@ def weights(project, out="out"):
 
 
 def test_a_failure_at_every_write_point_changes_nothing(finished, tmp_path, monkeypatch):
-    """Fails at one write point after the other, starting again each time, until the run gets through."""
+    """Fails at one write point after the other, starting again each time, until the run gets through.
+
+    An exception, so clean-up runs; the tests below and tests/store/test_kill.py kill for real.
+    """
     project = make_project(tmp_path / "project")
-    monkeypatch.chdir(project.root)
     hit: list[tuple[int, str]] = []
 
     def crash_point(name: str) -> None:
@@ -39,11 +38,9 @@ def test_a_failure_at_every_write_point_changes_nothing(finished, tmp_path, monk
             raise Crash(name)
 
     monkeypatch.setattr(atomic, "crash_point", crash_point)
-    recipe = load_recipe("recipe.yaml")
     for _ in range(500):
         try:
-            with open_loop(recipe, project.run_dir, tmp_path / "cache.db") as loop, Progress(quiet=True) as progress:
-                loop.execute(progress)
+            project.run_here()
             break
         except Crash:
             continue
