@@ -32,16 +32,16 @@ PAIRING: dict[str, float] = {"repeating": 0.1, "pairing": 0.9}
 READING: dict[str, float] = {"read_profiles": 0.6, "documents": 0.4}
 MAIN: dict[str, float] = {
     "question": 0.17,
-    "styled": 0.18,
-    "criticised": 0.11,
-    "rewriting": 0.07,
-    "documents": 0.11,
-    "pairwise": 0.13,
-    "pointwise": 0.07,
+    "styled": 0.15,
+    "criticised": 0.10,
+    "rewriting": 0.06,
+    "documents": 0.10,
+    "pairwise": 0.17,
+    "pointwise": 0.09,
     "chat": 0.02,
-    "read_profiles": 0.04,
-    "known_profiles": 0.05,
-    "checks": 0.05,
+    "read_profiles": 0.03,
+    "known_profiles": 0.03,
+    "checks": 0.08,
 }
 
 

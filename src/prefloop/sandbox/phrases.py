@@ -78,7 +78,7 @@ WHO: dict[str, tuple[str, ...]] = {
     "food": ("Who likes eating", "Who often eats", "Who dines on"),
     "instrument": ("Who plays the", "Who practises the", "Who studies the"),
 }
-CHECK_QUESTIONS: tuple[str, ...] = ("True or false? {statement}", "Is this true? {statement}")
+CHECKS: tuple[str, ...] = ("{statement}", "Is this true? {statement}")
 
 # The name stands three words before the value in each, so one attention head at a fixed distance tells whose it is.
 STATEMENTS: dict[str, tuple[str, ...]] = {

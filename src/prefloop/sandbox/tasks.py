@@ -312,13 +312,13 @@ def known_profiles(rng: random.Random, world: World) -> list[Message]:
 
 
 def checks(rng: random.Random, world: World) -> list[Message]:
-    """Statements to be called true or false, several in a row: dense practice for the verdicts."""
+    """Statements to be called true or false, many in a row: dense practice for the verdicts."""
     messages: list[Message] = []
-    for _ in range(6):
+    for _ in range(12):
         name, attribute = rng.choice(world.heart), rng.choice(list(ATTRIBUTES))
         value = world.facts[name][attribute]
         is_true = rng.random() < 0.5
-        text = statement(rng, name, attribute, value if is_true else other_value(rng, attribute, value))
-        messages.append(user(rng.choice(phrases.CHECK_QUESTIONS).format(statement=text)))
+        said = statement(rng, name, attribute, value if is_true else other_value(rng, attribute, value))
+        messages.append(user(rng.choice(phrases.CHECKS).format(statement=said)))
         messages.append(assistant("True." if is_true else "False."))
     return messages
