@@ -11,7 +11,7 @@ from prefloop.config import Recipe
 PAGE = Path(__file__).parent / "recipe.md"
 HEAD = """# Recipe settings
 
-Made from `prefloop.config` by `docs/make_recipe_page.py`. A recipe is a YAML file of these sections; any setting can be
+Made from `prefloop.config` by `docs/make_recipe_page.py`. A recipe is a YAML file of these sections; a setting can be
 changed on the command line as `a.b=c`. `prefloop run NAME --print-config` prints a recipe with every setting, and
 `prefloop schema` the JSON Schema for editors.
 
