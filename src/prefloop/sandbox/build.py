@@ -16,7 +16,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from prefloop.sandbox import VERSION, tasks
 from prefloop.sandbox.competence import failures, measure
 from prefloop.sandbox.corpus import MAIN, PAIRING, READING, REPEATING
-from prefloop.sandbox.exercises import VALUES
 from prefloop.sandbox.tokenizer import build_tokenizer
 from prefloop.sandbox.training import Stage, batches, train
 
@@ -85,10 +84,9 @@ def main() -> None:
     started = time.monotonic()
     tokenizer = build_tokenizer(options.seed)
     model = new_model(tokenizer, options.seed)
-    values = frozenset(tokenizer.convert_tokens_to_ids([f"Ġ{value}" for value in VALUES]))
     stages = [
         Stage("repeating", 400, batches(tokenizer, options.seed, REPEATING, 2048)),
-        Stage("pairing", 800, batches(tokenizer, options.seed, PAIRING, 2048, only=values)),
+        Stage("pairing", 800, batches(tokenizer, options.seed, PAIRING, 2048, values_only=True)),
         Stage("reading", 300, batches(tokenizer, options.seed, READING, 3072)),
         Stage("main", 3500, batches(tokenizer, options.seed, MAIN, 4096)),
     ]

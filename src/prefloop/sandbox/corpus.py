@@ -31,17 +31,17 @@ REPEATING: dict[str, float] = {"repeating": 1.0}
 PAIRING: dict[str, float] = {"repeating": 0.1, "pairing": 0.9}
 READING: dict[str, float] = {"read_profiles": 0.6, "documents": 0.4}
 MAIN: dict[str, float] = {
-    "question": 0.17,
-    "styled": 0.15,
+    "question": 0.16,
+    "styled": 0.14,
     "criticised": 0.10,
     "rewriting": 0.06,
     "documents": 0.10,
-    "pairwise": 0.17,
-    "pointwise": 0.09,
+    "pairwise": 0.18,
+    "pointwise": 0.13,
     "chat": 0.02,
     "read_profiles": 0.03,
-    "known_profiles": 0.03,
-    "checks": 0.08,
+    "known_profiles": 0.02,
+    "checks": 0.06,
 }
 
 

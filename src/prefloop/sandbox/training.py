@@ -10,20 +10,23 @@ from typing import Any
 import torch
 
 from prefloop.sandbox.corpus import conversations
+from prefloop.sandbox.exercises import VALUES
+from prefloop.sandbox.verdicts import GRADES, SEATS
 
 POOL = 1024  # conversations sorted by length at a time
 # Three times this rate, or first weights of three times the usual width, and it never learns to attend.
 LEARNING_RATE = 2e-3
 LAST_RATE = 0.02  # of the learning rate, at the end of the cosine
 WARMUP_STEPS = 50
+VERDICT_WEIGHT = 8.0  # a verdict is one token among dozens, and slow to learn
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded conversations. ids [rows, length]; targets [rows, length - 1] bool: is the next token learned?"""
+    """Right-padded conversations. ids [rows, length]; weights [rows, length - 1] of the next tokens, 0: skipped."""
 
     ids: torch.Tensor
-    targets: torch.Tensor
+    weights: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -45,19 +48,17 @@ def learned(ids: list[int], assistant: int, eos: int) -> list[bool]:
 
 
 def batches(
-    tokenizer: Any,
-    seed: int,
-    shares: Mapping[str, float],
-    tokens: int,
-    only: frozenset[int] | None = None,
+    tokenizer: Any, seed: int, shares: Mapping[str, float], tokens: int, values_only: bool = False
 ) -> Iterator[Batch]:
     """Endless batches of at most `tokens` tokens with padding, rows of similar length together.
 
-    only: learn just these tokens of the assistant's. Where most words are drawn by chance, their noise would drown
-    what there is to learn.
+    Of the assistant's tokens, those that give a verdict weigh VERDICT_WEIGHT, the others 1. With `values_only` just
+    the world's values are learned: where most words are drawn by chance, their noise would drown the lesson.
     """
     stream, rng = conversations(seed, shares), random.Random(f"batches {seed}")
     assistant, eos = tokenizer.convert_tokens_to_ids("<|assistant|>"), tokenizer.eos_token_id
+    values = frozenset(tokenizer.convert_tokens_to_ids([f"Ġ{value}" for value in VALUES]))
+    labels = frozenset(tokenizer.convert_tokens_to_ids([*SEATS, *GRADES]))
     while True:
         texts = [tokenizer.apply_chat_template(m, tokenize=False) for m in islice(stream, POOL)]
         rows = sorted(tokenizer(texts, add_special_tokens=False)["input_ids"], key=len)
@@ -70,20 +71,29 @@ def batches(
         for group in groups:
             length = max(map(len, group))
             ids = torch.full((len(group), length), tokenizer.pad_token_id)
-            targets = torch.zeros(len(group), length - 1, dtype=torch.bool)
+            weights = torch.zeros(len(group), length - 1)
             for i, row in enumerate(group):
                 ids[i, : len(row)] = torch.tensor(row)
                 mask = learned(row, assistant, eos)
-                chosen = [yes and (only is None or token in only) for yes, token in zip(mask, row[1:], strict=True)]
-                targets[i, : len(row) - 1] = torch.tensor(chosen)
-            yield Batch(ids, targets)
+                weights[i, : len(row) - 1] = torch.tensor(
+                    [
+                        float(yes and (token in values or not values_only))
+                        * (VERDICT_WEIGHT if token in labels else 1.0)
+                        for yes, token in zip(mask, row[1:], strict=True)
+                    ]
+                )
+            yield Batch(ids, weights)
 
 
 def loss_of(model: Any, batch: Batch) -> torch.Tensor:
-    """Mean cross-entropy of the learned tokens; only their positions go through the head."""
+    """Weighted mean cross-entropy of the learned tokens; only their positions go through the head."""
     hidden = model.model(input_ids=batch.ids, use_cache=False).last_hidden_state[:, :-1]
-    logits = model.lm_head(hidden[batch.targets])
-    return torch.nn.functional.cross_entropy(logits, batch.ids[:, 1:][batch.targets])
+    learned_N = batch.weights > 0
+    losses_N = torch.nn.functional.cross_entropy(
+        model.lm_head(hidden[learned_N]), batch.ids[:, 1:][learned_N], reduction="none"
+    )
+    weights_N = batch.weights[learned_N]
+    return (losses_N * weights_N).sum() / weights_N.sum()
 
 
 def train(model: Any, stages: list[Stage], report: Callable[[str], None]) -> None:
