@@ -31,17 +31,44 @@ REPEATING: dict[str, float] = {"repeating": 1.0}
 PAIRING: dict[str, float] = {"repeating": 0.1, "pairing": 0.9}
 READING: dict[str, float] = {"read_profiles": 0.6, "documents": 0.4}
 MAIN: dict[str, float] = {
-    "question": 0.16,
-    "styled": 0.14,
+    "question": 0.17,
+    "styled": 0.16,
     "criticised": 0.10,
-    "rewriting": 0.06,
+    "rewriting": 0.07,
     "documents": 0.10,
     "pairwise": 0.18,
-    "pointwise": 0.13,
+    "pointwise": 0.12,
     "chat": 0.02,
     "read_profiles": 0.03,
     "known_profiles": 0.02,
-    "checks": 0.06,
+    "checks": 0.03,
+}
+
+# Verdicts are learned by then, so the last stage gives their share to what is still rough.
+FINISHING: dict[str, float] = {
+    "question": 0.24,
+    "styled": 0.22,
+    "criticised": 0.13,
+    "rewriting": 0.14,
+    "documents": 0.11,
+    "pairwise": 0.06,
+    "pointwise": 0.04,
+    "chat": 0.02,
+    "read_profiles": 0.02,
+    "known_profiles": 0.02,
+}
+# What the model does unasked is a matter of exact chances, and they come last.
+SETTLING: dict[str, float] = {
+    "question": 0.36,
+    "styled": 0.10,
+    "criticised": 0.06,
+    "rewriting": 0.22,
+    "documents": 0.18,
+    "pairwise": 0.03,
+    "pointwise": 0.02,
+    "chat": 0.01,
+    "read_profiles": 0.01,
+    "known_profiles": 0.01,
 }
 
 
