@@ -68,7 +68,8 @@ def test_later_overrides_win(recipe):
         ("train.batch_size=0", "train.batch_size: input should be greater than 0 (given: 0)"),
         ("rate.type=oracle", "'function', 'judge'"),
         ("sample.n", "not of the form a.b=c"),
-        ("train.micro_batch_size=3", "does not divide"),
+        ("train.objective.bta=3", "train.objective.bta: unknown setting; did you mean beta?"),
+        ("train.objective=sigmoid", "'dpo'"),
     ],
 )
 def test_mistakes_are_named_with_the_fix(recipe, override, says):
@@ -83,6 +84,39 @@ def test_all_mistakes_are_named_at_once(recipe):
         load_recipe(recipe, ["foo=1", "sample.n=0"])
     assert "foo" in str(error.value)
     assert "sample.n" in str(error.value)
+
+
+GIVEN = ["prompts=null", "rate=null", "preferences=pairs.jsonl"]
+
+
+def test_preferences_stand_in_place_of_prompts_and_rate(recipe):
+    read = load_recipe(recipe, [*GIVEN, "preferences.limit=3"])
+    assert (read.preferences.path, read.preferences.limit) == ("pairs.jsonl", 3)
+    assert (read.prompts, read.sample, read.rate, read.pair) == (None, None, None, None)
+    assert Recipe.model_validate(json.loads(read.model_dump_json())) == read
+    # A signal alone is one for the measurement.
+    assert load_recipe(recipe, ["prompts=null", GIVEN[2]]).rate.type == "judge"
+    assert load_recipe(recipe).sampled.sample.n == 5
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["preferences=p.jsonl"], "preferences and prompts exclude each other"),
+        ([*GIVEN, "sample.n=3"], "decoding for the measurement is evaluate.sample"),
+        ([*GIVEN, "pair.min_gap=1"], "preferences and pair exclude each other"),
+        ([*GIVEN, "rounds=2"], "set rounds=1"),
+        (["prompts=null"], "prompts is missing"),
+        (["rate=null"], "rate is missing; it must be set in the recipe or as rate=…"),
+        (GIVEN[:2], "nothing says where preferences come from"),
+        ([*GIVEN, "preferences.formt=pku"], "preferences.formt: unknown setting; did you mean format?"),
+        ([*GIVEN, "evaluate.judge.type=judge", "evaluate.judge.modle=x"], "did you mean mode?"),
+    ],
+)
+def test_one_way_or_the_other(recipe, overrides, says):
+    with pytest.raises(UsageError) as error:
+        load_recipe(recipe, overrides)
+    assert says in str(error.value)
 
 
 def test_an_unknown_recipe_names_the_nearest():

@@ -171,6 +171,27 @@ def report(
 
 
 @app.command()
+def estimate(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    out: Out = None,
+    pairs: Annotated[
+        int | None, typer.Option(help="How many pairs will be trained on, if they are not made yet.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Predict the memory and the time of a recipe's training, before any weight is loaded."""
+    from prefloop.config import load_recipe
+    from prefloop.estimate import estimate_recipe, table
+
+    settings = load_recipe(recipe, overrides)
+    found = estimate_recipe(settings, out or Path("runs") / settings.name, cache_path(), pairs)
+    Console(stderr=True, highlight=False).print(table(found))
+    if as_json:
+        print(json.dumps(found.as_dict()))
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of a recipe, for editors."""
     from prefloop.config import Recipe
@@ -207,8 +228,11 @@ def status(
 
 @app.command()
 def validate(
-    file: Annotated[Path, typer.Argument(help="Prompts or preference pairs: JSONL, JSON, CSV or Parquet.")],
-    file_format: Annotated[str, typer.Option("--format", help="auto, jsonl, json, csv, parquet or lima.")] = "auto",
+    file: Annotated[str, typer.Argument(help="Prompts or preferences: JSONL, JSON, CSV, Parquet, or hub:ORG/NAME.")],
+    file_format: Annotated[
+        str, typer.Option("--format", help="As `format` in a recipe's prompts or preferences section.")
+    ] = "auto",
+    kind: Annotated[str, typer.Option(help="auto, prompts, preferences or candidates: what the rows are.")] = "auto",
     column: Annotated[str, typer.Option(help="Column with the prompt.")] = "prompt",
     ignore: Annotated[list[str] | None, typer.Option(help="Column that is there and not to be read.")] = None,
     model: Annotated[str | None, typer.Option(help="Model whose context the prompts must fit.")] = None,
@@ -217,7 +241,9 @@ def validate(
     """Check a file row by row: row, field, reason and fix for everything that is wrong."""
     from prefloop.inputs.validate import validate_file
 
-    result = validate_file(file, file_format=file_format, column=column, ignore_columns=ignore or [], model=model)
+    result = validate_file(
+        file, file_format=file_format, kind=kind, column=column, ignore_columns=ignore or [], model=model
+    )
     Console(stderr=True).print(result.table())
     if as_json:
         print(json.dumps(result.as_dict(), ensure_ascii=False))
@@ -228,7 +254,7 @@ def validate(
 @app.command()
 def inspect(
     run: Annotated[Path, typer.Argument(help="A run directory.")],
-    stage: Annotated[str, typer.Option(help="The stage whose rows to show.")] = "pair",
+    stage: Annotated[str | None, typer.Option(help="Its rows are shown; pair (or preferences) without it.")] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Rows to show.")] = 5,
     rejects: Annotated[bool, typer.Option(help="Show the dropped rows and why.")] = False,
     as_json: Json = False,

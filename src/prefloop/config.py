@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -66,6 +66,24 @@ class PromptsSection(Section):
     split: str = Field("train", description="Split of a hub data set.")
     system: str | None = Field(None, description="System message put before every prompt that has none.")
     limit: int | None = Field(None, gt=0, description="Use the first N valid prompts.")
+    on_bad_row: Literal["stop", "reject"] = Field("stop", description="Stop at bad rows, or send them to rejects.")
+
+
+class PreferencesSection(Section):
+    """Preference data that is there already, in place of prompts, sample, rate and pair."""
+
+    path: str = Field(
+        description="JSONL, JSON, CSV or Parquet file, or `hub:ORG/NAME`, of pairs, of single good or bad answers, or "
+        "of demonstrations."
+    )
+    format: Literal[
+        "auto", "preference", "unpaired", "completion", "messages", "sharegpt", "sharegpt_pairs", "pku", "lima"
+    ] = Field("auto", description="What the columns mean (docs/inputs.md); auto goes by those of the first row.")
+    ignore_columns: list[str] | Literal["all"] = Field(
+        default_factory=list, description="Columns known to be there and not to be read."
+    )
+    split: str = Field("train", description="Split of a hub data set.")
+    limit: int | None = Field(None, gt=0, description="Use the first N valid rows.")
     on_bad_row: Literal["stop", "reject"] = Field("stop", description="Stop at bad rows, or send them to rejects.")
 
 
@@ -147,25 +165,129 @@ class LoraSection(Section):
     target_modules: str | list[str] = Field(
         "all-linear", description="all-linear, a list of module names, or a regular expression over them."
     )
+    quantize: Literal["nf4"] | None = Field(
+        None,
+        description="QLoRA (Dettmers et al. 2023): the frozen base in 4 bits while training, by bitsandbytes "
+        "(`pip install prefloop[qlora]`). The adapter is merged into the unquantised base.",
+    )
 
 
-class DpoObjectiveSection(Section):
-    """Direct preference optimisation (Rafailov et al. 2023, eq. 7)."""
+Beta = Annotated[float, Field(gt=0, description="How strongly the policy is held to the reference.")]
+
+
+class _PairedSection(Section):
+    """What all objectives on pairs share."""
+
+    sft_weight: float = Field(
+        0.0, ge=0, description="Adds this times the chosen answer's negative log-likelihood per token (RPO's term)."
+    )
+
+
+class DpoObjectiveSection(_PairedSection):
+    """Direct preference optimisation (Rafailov et al. 2023, eq. 7) and its relatives on the gap of log-ratios."""
 
     type: Literal["dpo"] = "dpo"
-    beta: float = Field(0.1, gt=0, description="How strongly the policy is held to the reference.")
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="Share of labels taken to be wrong (cDPO).")
+    kind: Literal["sigmoid", "sigmoid_norm", "robust", "hinge", "ipo", "ipo_norm", "exo", "discopop"] = Field(
+        "sigmoid", description="The loss of a gap; docs/losses.md has the table of methods."
+    )
+    beta: Beta = 0.1
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="Share of labels taken to be wrong (cDPO, rDPO).")
+
+
+class AnchoredObjectiveSection(_PairedSection):
+    """Losses that hold each of the two answers against a fixed point, so that both cannot sink together."""
+
+    type: Literal["sppo", "nca", "bco", "apo_zero", "apo_down"] = Field(description="Which of them.")
+    beta: Beta = 0.1
+
+
+class SimpoObjectiveSection(_PairedSection):
+    """SimPO (Meng et al. 2024): length-averaged log-probabilities, a target margin, no reference."""
+
+    type: Literal["simpo"] = "simpo"
+    beta: float = Field(2.0, gt=0, description="Scale of the rewards.")
+    gamma: float = Field(1.0, ge=0, description="Target margin of the rewards.")
+
+
+class CpoObjectiveSection(Section):
+    """CPO (Xu et al. 2024): DPO's loss without a reference, and the likelihood of the chosen answer."""
+
+    type: Literal["cpo"] = "cpo"
+    beta: float = Field(0.1, gt=0, description="Scale of the rewards.")
+    nll_weight: float = Field(1.0, ge=0, description="Of the chosen answer's negative log-likelihood.")
+
+
+class OrpoObjectiveSection(Section):
+    """ORPO (Hong et al. 2024): likelihood of the chosen answer plus a log odds ratio, no reference."""
+
+    type: Literal["orpo"] = "orpo"
+    odds_weight: float = Field(0.1, gt=0, description="Of the odds-ratio term (the paper's lambda).")
+
+
+class KtoObjectiveSection(Section):
+    """KTO (Ethayarajh et al. 2024): single answers, good or bad."""
+
+    type: Literal["kto"] = "kto"
+    beta: Beta = 0.1
+    desirable_weight: float = Field(1.0, gt=0, description="Of the answers that are good.")
+    undesirable_weight: float = Field(1.0, gt=0, description="Of the answers that are bad.")
+
+
+class ListObjectiveSection(Section):
+    """Plackett-Luce over all answers to a prompt in the order of their scores (Rafailov et al. 2023, appendix A.3)."""
+
+    type: Literal["plackett_luce"] = "plackett_luce"
+    beta: Beta = 0.1
+
+
+class SftObjectiveSection(Section):
+    """Likelihood of the chosen answers alone."""
+
+    type: Literal["sft"] = "sft"
+    average: Literal["tokens", "rows"] = Field(
+        "tokens", description="tokens: every token of a step counts alike; rows: every answer, whatever its length."
+    )
+
+
+ObjectiveSection = Annotated[
+    DpoObjectiveSection
+    | AnchoredObjectiveSection
+    | SimpoObjectiveSection
+    | CpoObjectiveSection
+    | OrpoObjectiveSection
+    | KtoObjectiveSection
+    | ListObjectiveSection
+    | SftObjectiveSection,
+    Field(discriminator="type"),
+]
+
+
+class LaunchSection(Section):
+    """Training in several processes, started by accelerate; without this section in this process alone."""
+
+    config: str = Field(
+        description="An accelerate configuration: a file, or a shipped one (`ddp`, `fsdp2`, `zero3`, `cpu`)."
+    )
+    processes: int | None = Field(None, gt=0, description="How many; without it as many as the configuration says.")
 
 
 class TrainSection(Section):
     """Training of the policy on pairs."""
 
-    objective: DpoObjectiveSection = DpoObjectiveSection()
+    objective: ObjectiveSection = Field(
+        DpoObjectiveSection(), description="What is learned from the rows; see the objective sections."
+    )
     lora: LoraSection | None = LoraSection()
     epochs: float = Field(1.0, gt=0, description="Passes over the pairs.")
     batch_size: int = Field(8, gt=0, description="Pairs in one optimiser step.")
     micro_batch_size: int | None = Field(
-        None, gt=0, description="Pairs in one forward pass; must divide batch_size. None: the whole batch."
+        None, gt=0, description="Pairs in one forward pass at most. None: the whole batch."
+    )
+    micro_batch_tokens: int | None = Field(
+        None,
+        gt=0,
+        description="Tokens in one forward pass at most, a prompt counted with each of its answers; short rows go "
+        "together in larger numbers than long ones. A longer row is passed alone.",
     )
     learning_rate: float = Field(5e-5, gt=0, description="Peak, behind the warm-up.")
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="How it falls afterwards.")
@@ -173,6 +295,12 @@ class TrainSection(Section):
     weight_decay: float = Field(0.0, ge=0, description="Of AdamW.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
     max_length: int = Field(1024, gt=0, description="Prompt and answer together, tokens; longer pairs are rejected.")
+    scale_weights: bool = Field(
+        False,
+        description="Divide the rows' weights by their mean over the data set, so that a training with weights takes "
+        "steps as large as one without. Otherwise they are taken as they are.",
+    )
+    launch: LaunchSection | None = Field(None, description="Several processes; see `LaunchSection`.")
     gradient_checkpointing: bool = Field(False, description="Less memory for about a third more time.")
     logging_steps: int = Field(1, gt=0, description="Optimiser steps between records in metrics.jsonl.")
     save_steps: int = Field(50, gt=0, description="Optimiser steps between checkpoints.")
@@ -181,11 +309,37 @@ class TrainSection(Section):
     )
     report_to: list[str] = Field(default_factory=list, description="Trackers of transformers, such as tensorboard.")
 
-    @model_validator(mode="after")
-    def _divides(self) -> TrainSection:
-        if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
-            raise ValueError(f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}")
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _launch_config(cls, data: Any) -> Any:
+        launch = data.get("launch") if isinstance(data, dict) else None
+        return {**data, "launch": {"config": launch}} if isinstance(launch, str) else data
+
+    @model_validator(mode="before")
+    @classmethod
+    def _objective_type(cls, data: Any) -> Any:
+        objective = data.get("objective") if isinstance(data, dict) else None
+        if isinstance(objective, str):
+            return {**data, "objective": {"type": objective}}
+        if isinstance(objective, dict) and "type" not in objective:
+            return {**data, "objective": {"type": "dpo", **objective}}
+        return data
+
+
+COSMETIC = {
+    "report_to",
+    "save_steps",
+    "logging_steps",
+    "micro_batch_size",
+    "micro_batch_tokens",
+    "gradient_checkpointing",
+    "launch",
+}
+"""Settings of `TrainSection` that change no weight, beyond rounding and the draws of LoRA's dropout.
+
+A training may be continued with other values of these, such as a smaller micro-batch after the memory was full
+(tests/train/test_resume.py::test_a_smaller_micro_batch_continues).
+"""
 
 
 class MergeSection(Section):
@@ -204,7 +358,9 @@ class EvaluateSection(Section):
         None, description="Decoding for both models alike; without it the sample section's, with n = 1."
     )
     judge: SignalSection | None = Field(
-        None, description="Who compares; without it a pairwise judge by the rate section's judge, else its signal."
+        None,
+        description="Who compares; without it a pairwise judge by the rate section's judge, else its signal. A recipe "
+        "with neither measures no win rate.",
     )
     checkers: dict[str, dict[str, str]] = Field(
         default_factory=dict,
@@ -220,22 +376,32 @@ class EvaluateSection(Section):
 
     @model_validator(mode="after")
     def _groups(self) -> EvaluateSection:
-        if taken := {"win_rate", "lengths"} & set(self.checkers):
+        if taken := {"win_rate", "lengths", "not_measured"} & set(self.checkers):
             raise ValueError(f"a group of checkers cannot be called {taken.pop()}: that name is taken")
         return self
 
 
+class Sampled(NamedTuple):
+    """The sections of a recipe that samples and rates answers."""
+
+    prompts: PromptsSection
+    sample: SampleSection
+    rate: SignalSection
+    pair: PairSection
+
+
 class Recipe(Section):
-    """One run of the loop."""
+    """One run of the loop: answers to prompts are sampled and rated, or preferences that are there are trained on."""
 
     name: str = Field(pattern=r"^[\w.-]+$")
     model: ModelSection
-    prompts: PromptsSection
+    prompts: PromptsSection | None = None
+    preferences: PreferencesSection | None = None
     seed: int = Field(0, description="Of sampling, random pairing and training.")
     rounds: int = Field(1, gt=0, description="The merged model samples again, on prompts not used before.")
-    sample: SampleSection = SampleSection()
-    rate: SignalSection
-    pair: PairSection = PairSection()
+    sample: SampleSection | None = None
+    rate: SignalSection | None = None
+    pair: PairSection | None = None
     train: TrainSection = TrainSection()
     merge: MergeSection = MergeSection()
     evaluate: EvaluateSection = EvaluateSection()
@@ -243,7 +409,38 @@ class Recipe(Section):
     @model_validator(mode="before")
     @classmethod
     def _paths(cls, data: Any) -> Any:
-        return _path_shorthand(data, "model", "prompts")
+        data = _path_shorthand(data, "model", "prompts", "preferences")
+        if isinstance(data, dict) and data.get("preferences") is None:
+            data = data | {name: data.get(name) or {} for name in ("sample", "pair")}
+        return data
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Recipe:
+        if self.preferences is None:
+            if self.prompts is None and self.rate is None:
+                raise ValueError(
+                    "nothing says where preferences come from: set prompts and rate (answers are sampled and rated), "
+                    "or preferences (a file of them is trained on)"
+                )
+            if missing := [name for name in ("prompts", "rate") if getattr(self, name) is None]:
+                raise ValueError(f"{missing[0]} is missing; it must be set in the recipe or as {missing[0]}=…")
+            return self
+        if given := [name for name in ("prompts", "sample", "pair") if getattr(self, name) is not None]:
+            decoding = "; decoding for the measurement is evaluate.sample" if "sample" in given else ""
+            raise ValueError(
+                f"preferences and {', '.join(given)} exclude each other: what is there is neither sampled nor "
+                f"paired. Take preferences out, or set {' '.join(f'{name}=null' for name in given)}{decoding}"
+            )
+        if self.rounds > 1:
+            raise ValueError("rounds need answers sampled anew; with preferences there is one: set rounds=1")
+        return self
+
+    @property
+    def sampled(self) -> Sampled:
+        """How answers are sampled, rated and paired, of a recipe that does so and has no preferences."""
+        assert self.prompts is not None and self.sample is not None  # noqa: PT018
+        assert self.rate is not None and self.pair is not None  # noqa: PT018
+        return Sampled(self.prompts, self.sample, self.rate, self.pair)
 
 
 def recipe_folder() -> Path:
@@ -342,7 +539,10 @@ def _apply(data: dict[str, Any], override: str) -> None:
         node[names[-1]] = value
 
 
-_UNIONS, _TAGS = {"rate", "judge"}, {"judge", "function"}
+_UNIONS = {"rate", "judge", "objective"}
+_TAGS = {"judge", "function"} | {
+    "dpo", "sppo", "nca", "bco", "apo_zero", "apo_down", "simpo", "cpo", "orpo", "kto", "plackett_luce", "sft"
+}  # fmt: skip
 
 
 def _explain(error: Any) -> str:
@@ -369,19 +569,22 @@ def _known_keys(loc: tuple[Any, ...]) -> list[str]:
     schema = Recipe.model_json_schema()
     node: dict[str, Any] = schema
     for part in loc:
-        options = node.get("oneOf") or node.get("anyOf") or []
+        options = _options(schema, node)
         if options:
-            node = next(
-                (n for n in (_resolve(schema, o) for o in options) if _tagged(n, part)),
-                next((n for n in (_resolve(schema, o) for o in options) if "properties" in n), {}),
-            )
+            node = next((n for n in options if _tagged(n, part)), next((n for n in options if "properties" in n), {}))
         if part in node.get("properties", {}):
             node = _resolve(schema, node["properties"][part])
-    for option in node.get("oneOf") or node.get("anyOf") or []:
-        node = _resolve(schema, option)
-        if "properties" in node:
-            break
+    node = next((n for n in _options(schema, node) if "properties" in n), node)
     return sorted(node.get("properties", {}))
+
+
+def _options(schema: dict[str, Any], node: dict[str, Any]) -> list[dict[str, Any]]:
+    """The members of a union, those of a union inside it too: an optional section of several types is both."""
+    found = []
+    for option in node.get("oneOf") or node.get("anyOf") or []:
+        resolved = _resolve(schema, option)
+        found += _options(schema, resolved) or [resolved]
+    return found
 
 
 def _resolve(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:

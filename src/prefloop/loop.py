@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from prefloop import manifest
-from prefloop.config import JudgeSignalSection, ModelSection, Recipe, SampleSection
+from prefloop.config import COSMETIC, JudgeSignalSection, ModelSection, Recipe, SampleSection
 from prefloop.engine.load import resolve_model_path
 from prefloop.errors import UsageError
 from prefloop.store.cache import Cache
@@ -26,9 +26,6 @@ from prefloop.store.fingerprint import code_digest, digest, file_digest, model_d
 from prefloop.store.rundir import RunDir
 from prefloop.store.stagedir import StageDir
 from prefloop.ui.progress import Progress
-
-# Settings of the train section that change no weight beyond rounding: a training goes on when they are edited.
-_COSMETIC = {"report_to", "save_steps", "logging_steps", "micro_batch_size", "gradient_checkpointing"}
 
 
 @dataclass(frozen=True)
@@ -98,8 +95,8 @@ class Loop:
         self._pin()
 
     def previous(self, stage: Stage) -> str:
-        """Name of the stage before this one in the same round."""
-        return self.stages[stage.number - 2].name
+        """Name of the stage whose rows or files this one works on."""
+        return stage.inputs[0]
 
     def folder(self, name: str) -> StageDir:
         """The directory of a stage, by name."""
@@ -158,6 +155,15 @@ class Loop:
         Raises:
             PrefloopError: a stage failed; what is done stays done.
         """
+        verbs = {stage.verb for stage in self.stages}
+        if until == "pair" and "preferences" in verbs:
+            until = "preferences"  # where the pairs of such a recipe come from
+        if until is not None and until not in verbs:
+            raise UsageError(
+                f"this recipe has no stage {until}: it trains on preferences that are there",
+                where=self.recipe.name,
+                fix="stop behind its pairs (prefloop pair), or train, merge, evaluate",
+            )
         with _warnings_to(self.run, progress) as warnings:
             computed = self._execute(progress, until, warnings)
         summary = manifest.summarize(self)
@@ -229,7 +235,7 @@ def stage_name(verb: str, round_number: int) -> str:
 
 def plan(recipe: Recipe, cache: Cache | None) -> list[Stage]:
     """The stages of a recipe, in order. Reads the digests of files and models, computes nothing."""
-    from prefloop.inputs.identity import identity as prompts_identity
+    from prefloop.inputs.identity import identity as input_identity
     from prefloop.signals.build import function_identity
     from prefloop.signals.build import identity as signal_identity
 
@@ -245,34 +251,43 @@ def plan(recipe: Recipe, cache: Cache | None) -> list[Stage]:
 
     def add(verb: str, round_number: int, settings: dict[str, Any], inputs: tuple[str, ...], *code: str) -> None:
         name = stage_name(verb, round_number)
-        digest_of_code = _code(*code, "stages.py", "records.py")
+        digest_of_code = _code(*code, "stages.py", "reading.py", "records.py")
         stages.append(Stage(len(stages) + 1, name, verb, round_number, settings, inputs, digest_of_code))
 
     held_out = recipe.evaluate.prompts
     own = {"holdout": recipe.evaluate.holdout} if held_out is None else {}
     read = ("inputs", "pairs/splits.py")
-    add("prompts", 1, prompts_identity(recipe.prompts, recipe.seed, cache) | own, (), *read)
-    add("heldout", 1, prompts_identity(held_out or recipe.prompts, recipe.seed, cache) | own, ("prompts",), *read)
+    source = recipe.preferences or recipe.sampled.prompts
+    verb = "prompts" if recipe.preferences is None else "preferences"
+    # Preferences are kept whole, and training leaves out the rows of prompts that are measured on.
+    split_at_once = own if recipe.preferences is None else {}
+    add(verb, 1, input_identity(source, recipe.seed, cache) | split_at_once, (), *read)
+    read_again = held_out or recipe.prompts
+    settings = {} if read_again is None else input_identity(read_again, recipe.seed, cache)
+    add("heldout", 1, settings | own, (verb,), *read)
     for r in range(1, recipe.rounds + 1):
         policy = base if r == 1 else "the model merged in the round before"
         merged = (stage_name("merge", r - 1),) if r > 1 else ()
         sample, rate, pair = (stage_name(v, r) for v in ("sample", "rate", "pair"))
         train, merge = stage_name("train", r), stage_name("merge", r)
-        sampling = {"sample": recipe.sample.model_dump(), "model": policy, "seed": recipe.seed}
-        chunk = {"round": r, "rounds": recipe.rounds}
         boxes = ("backends", "engine")
-        add("sample", r, sampling | chunk, ("prompts", *merged), *boxes, "pairs/splits.py")
-        add("rate", r, signal_settings(recipe.rate), (sample,), "signals", *boxes)
-        add("pair", r, {"pair": recipe.pair.model_dump(), "seed": recipe.seed}, (rate,), "pairs")
-        training = recipe.train.model_dump(exclude=_COSMETIC)
-        settings = {"train": training, "model": policy, "seed": recipe.seed}
-        add("train", r, settings, (pair, *merged), "train", "engine", "pairs/splits.py")
+        training = {"train": recipe.train.model_dump(exclude=COSMETIC), "model": policy, "seed": recipe.seed}
+        if recipe.preferences is None:
+            sampling = {"sample": recipe.sampled.sample.model_dump(), "model": policy, "seed": recipe.seed}
+            chunk = {"round": r, "rounds": recipe.rounds}
+            add("sample", r, sampling | chunk, ("prompts", *merged), *boxes, "pairs/splits.py")
+            add("rate", r, signal_settings(recipe.sampled.rate), (sample,), "signals", *boxes)
+            add("pair", r, {"pair": recipe.sampled.pair.model_dump(), "seed": recipe.seed}, (rate,), "pairs")
+            add("train", r, training, (pair, *merged), "train", "engine", "pairs/splits.py")
+        else:
+            add("train", r, training | own, ("preferences",), "train", "engine", "pairs/splits.py")
         place = "model" if r == recipe.rounds else "stage"
         settings = {"merge": recipe.merge.model_dump(), "place": place, "model": policy}
         add("merge", r, settings, (train, *merged), "train/adapters.py", "train/run.py", "engine")
+        signal = evaluation_signal(recipe)
         settings = {
             "sample": evaluation_sample(recipe).model_dump(),
-            "judge": signal_settings(evaluation_signal(recipe)),
+            "judge": None if signal is None else signal_settings(signal),
             "checkers": {
                 group: {name: function_identity(path) for name, path in functions.items()}
                 for group, functions in recipe.evaluate.checkers.items()
@@ -289,11 +304,11 @@ def plan(recipe: Recipe, cache: Cache | None) -> list[Stage]:
 
 def evaluation_sample(recipe: Recipe) -> SampleSection:
     """Decoding of the evaluation: its own section, or the sample section's with one answer a prompt."""
-    return recipe.evaluate.sample or recipe.sample.model_copy(update={"n": 1})
+    return recipe.evaluate.sample or (recipe.sample or SampleSection()).model_copy(update={"n": 1})
 
 
 def evaluation_signal(recipe: Recipe) -> Any:
-    """Who compares in the evaluation: its own judge, or the rate section's, a judge then reading pairs."""
+    """Who compares: its own judge, or the rate section's, a judge then reading pairs. None: nobody."""
     from prefloop.signals.template import is_shipped
 
     if recipe.evaluate.judge is not None:

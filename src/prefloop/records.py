@@ -77,7 +77,10 @@ class CallRow(TypedDict):
 
 
 class PreferenceRow(TypedDict):
-    """A pair. `weight` and `margin` hold only what the loss is to use; a judge's score gap is neither.
+    """A pair. `weight`, `margin` and `label` hold only what the loss is to use; a judge's score gap is none of them.
+
+    `label` is the probability that the chosen answer is the better one, null for certainty. One of the two answers may
+    be null in rows from elsewhere: a good answer or a bad one that stands alone, for objectives that take such.
 
     `chosen_finish` and `rejected_finish` are the answers' finish reasons, null for text from elsewhere: an answer that
     was cut off ("length") is trained on without an end of turn, so that it does not teach to stop in mid-sentence.
@@ -86,12 +89,13 @@ class PreferenceRow(TypedDict):
     id: str
     prompt_id: str
     prompt: list[Message]
-    chosen: list[Message]
-    rejected: list[Message]
+    chosen: list[Message] | None
+    rejected: list[Message] | None
     score_chosen: float | None
     score_rejected: float | None
     weight: float | None
     margin: float | None
+    label: float | None
     source: str
     strategy: str
     chosen_id: str
@@ -182,6 +186,7 @@ def arrow_schema(kind: str) -> pa.Schema:
             ("score_rejected", number),
             ("weight", number),
             ("margin", number),
+            ("label", number),
             ("source", text),
             ("strategy", text),
             ("chosen_id", text),

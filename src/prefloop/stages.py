@@ -12,15 +12,18 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from prefloop.backends.base import Backend, GenerateRequest, Generation, Refusal, Sampling, Usage, freeze
-from prefloop.config import ModelSection, PromptsSection, Recipe, SampleSection
+from prefloop.config import ModelSection, Recipe, SampleSection
 from prefloop.errors import PrefloopError, UsageError
 from prefloop.manifest import summarize
-from prefloop.records import CandidatesRow, Completion, PromptRow, RejectRow, canonical_json, completion_id
+from prefloop.reading import reject, rows_of, run_heldout, run_preferences, run_prompts
+from prefloop.records import CandidatesRow, Completion, PromptRow, RejectRow, completion_id
 from prefloop.store.cache import Cache
+from prefloop.store.fingerprint import digest
 from prefloop.store.stagedir import StageDir
 
 if TYPE_CHECKING:
@@ -57,6 +60,19 @@ class Bench:
     def recipe(self) -> Recipe:
         return self.loop.recipe
 
+    @cached_property
+    def kept_out(self) -> frozenset[str]:
+        """Ids of the preferences' prompts that are measured on; none where the evaluation has prompts of its own.
+
+        Known as soon as the preferences are read.
+        """
+        from prefloop.pairs.splits import holdout
+
+        if self.recipe.preferences is None or self.recipe.evaluate.prompts is not None:
+            return frozenset()
+        ids = {row["prompt_id"] for row in self.loop.folder("preferences").rows()}
+        return frozenset(holdout(ids, self.recipe.evaluate.holdout))
+
     def preflight(self) -> None:
         """Find what is wrong with the recipe's functions, templates and training before hours of work, not after.
 
@@ -69,7 +85,8 @@ class Bench:
         from prefloop.train.check import check_trainable
 
         for section in (self.recipe.rate, evaluation_signal(self.recipe)):
-            build.preflight(section)
+            if section is not None:
+                build.preflight(section)
         for functions in self.recipe.evaluate.checkers.values():
             checkers.preflight(functions)
         self.quiet()
@@ -162,78 +179,14 @@ class Bench:
         self.release()
 
 
-def run_prompts(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> None:
-    """Read the prompts to train on; with no evaluation prompts of their own, keep a share of them out."""
-    rows, rejects = _read(bench, bench.recipe.prompts)
-    if bench.recipe.evaluate.prompts is None:
-        rows = _split(bench, rows, held_out=False)
-    if not rows:
-        raise PrefloopError(
-            "no prompt is left to train on",
-            where=bench.recipe.prompts.path,
-            fix="give more prompts, or evaluation prompts of their own (evaluate.prompts.path)",
-        )
-    _write(folder, fingerprint, rows, rejects)
-
-
-def run_heldout(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> None:
-    """Read the prompts to measure on, and make sure that none of them is trained on."""
-    from prefloop.pairs.splits import overlap
-
-    given = bench.recipe.evaluate.prompts
-    if given is None:
-        # Bad rows of the one file were counted when the training prompts were read.
-        rows, rejects = _split(bench, _read(bench, bench.recipe.prompts)[0], held_out=True), list[RejectRow]()
-    else:
-        rows, rejects = _read(bench, given)
-    seen = set(overlap(_rows(bench, "prompts"), rows))
-    leaked = [r for r in rows if r["id"] in seen]
-    if leaked and given is not None and given.on_bad_row == "stop":
-        raise UsageError(
-            f"{len(leaked)} of {len(rows)} evaluation prompts share their text, or a long run of words, with a "
-            f"training prompt; the first: {leaked[0]['prompt'][-1]['content'][:80]!r}",
-            where=given.path,
-            fix="take them out of one of the two files, or drop them here with evaluate.prompts.on_bad_row=reject",
-        )
-    # Near-copies inside one file, or asked for: the held-out one goes, with its reason.
-    rejects += [_reject(stage, r, "shares its text, or a long run of words, with a training prompt") for r in leaked]
-    rows = [r for r in rows if r["id"] not in seen]
-    if not rows:
-        raise UsageError(
-            f"no prompt is left to measure on ({len(leaked)} were also among the training prompts)",
-            where=bench.recipe.prompts.path,
-            fix="give more prompts, a larger evaluate.holdout, or evaluate.prompts.path",
-        )
-    _write(folder, fingerprint, rows, rejects)
-
-
-def _read(bench: Bench, section: PromptsSection) -> tuple[list[PromptRow], list[RejectRow]]:
-    from prefloop.inputs.prompts import read_prompts
-
-    return read_prompts(section, seed=bench.recipe.seed)
-
-
-def _split(bench: Bench, rows: list[PromptRow], *, held_out: bool) -> list[PromptRow]:
-    from prefloop.pairs.splits import holdout
-
-    ids = holdout([r["id"] for r in rows], bench.recipe.evaluate.holdout)
-    return [r for r in rows if (r["id"] in ids) is held_out]
-
-
-def _write(folder: StageDir, fingerprint: str, rows: list[PromptRow], rejects: list[RejectRow]) -> None:
-    if not folder.begin(fingerprint):
-        folder.write_part(0, rows, "prompts", rejects=rejects)
-    folder.finish(fingerprint, rows_in=len(rows) + len(rejects))
-
-
 def run_sample(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> None:
     """n answers to every prompt of the round, by the round's policy."""
     from prefloop.pairs.splits import round_chunk
 
-    prompts = list(_rows(bench, "prompts"))
+    prompts = list(rows_of(bench, "prompts"))
     chunk = round_chunk([p["id"] for p in prompts], bench.recipe.rounds, stage.round)
     rows = [p for p in prompts if p["id"] in chunk]
-    section = bench.recipe.sample
+    section = bench.recipe.sampled.sample
     backend = bench.backend(bench.loop.policy(stage.round))
     bench.progress.total(len(rows) * section.n, "answers")
     done = folder.begin(fingerprint)
@@ -242,11 +195,11 @@ def run_sample(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -
         bench.on_batch = lambda asked, before=before: bench.progress.at(before + asked)  # type: ignore[misc]
         if index not in done:
             kept, rejects, counts = _sample(backend, part, section, bench.recipe.seed, stage)
-            if rejects and bench.recipe.prompts.on_bad_row == "stop":
+            if rejects and bench.recipe.sampled.prompts.on_bad_row == "stop":
                 first = rejects[0]
                 raise UsageError(
                     f"the model cannot take {len(rejects)} prompts; the first, {first['id']}: {first['reason']}",
-                    where=bench.recipe.prompts.path,
+                    where=bench.recipe.sampled.prompts.path,
                     fix="shorten or remove them, or drop them with prompts.on_bad_row=reject",
                 )
             folder.write_part(index, kept, "candidates", rejects=rejects, counts=counts)
@@ -291,7 +244,7 @@ def _sample(
             counts["cut_off"] += answer.finish_reason == "length"
             counts["tokens"] += len(answer.token_ids)
         if len(completions) < section.n:
-            rejects.append(_reject(stage, row, refusal))
+            rejects.append(reject(stage, row, refusal))
         else:
             kept.append({"id": row["id"], "prompt": row["prompt"], "completions": completions})
     return kept, rejects, counts
@@ -303,11 +256,12 @@ def run_rate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> 
     from prefloop.signals.driver import rate
 
     source = bench.loop.folder(bench.loop.previous(stage))
-    signal, needs = build(bench.recipe.rate)
+    section = bench.recipe.sampled.rate
+    signal, needs = build(section)
     backends: dict[str, Backend] = {name: bench.backend(m or bench.recipe.model) for name, m in needs.items()}
     bench.progress.total(source.count(), "rows")
     done = folder.begin(fingerprint)
-    for index, part in enumerate(_parts(_rows(bench, bench.loop.previous(stage)), RATED_ROWS)):
+    for index, part in enumerate(_parts(rows_of(bench, bench.loop.previous(stage)), RATED_ROWS)):
         if index not in done:
             bench.on_batch = lambda asked: bench.progress.update(calls=asked)
             rated = rate(signal, part, backends)
@@ -315,11 +269,11 @@ def run_rate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> 
                 index, rated.rows, "scored", tables={"calls": ("calls", rated.calls)}, counts=rated.counts
             )
         # After each part: a judge that says nothing stops early, and its scores stay on disk to be looked at.
-        check(bench.recipe.rate, folder.counts(), final=False)
+        check(section, folder.counts(), final=False)
         bench.progress.advance(len(part))
     counts = folder.counts()
-    check(bench.recipe.rate, counts)
-    _say(bench, bench.recipe.rate, counts)
+    check(section, counts)
+    _say(bench, section, counts)
     folder.finish(fingerprint, rows_in=source.count())
 
 
@@ -327,9 +281,8 @@ def run_pair(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> 
     """Pairs from scored answers."""
     from prefloop.pairs.build import build_pairs
 
-    built = build_pairs(
-        _rows(bench, bench.loop.previous(stage)), bench.recipe.pair, bench.recipe.seed, source=bench.recipe.rate.type
-    )
+    scored, sections = rows_of(bench, bench.loop.previous(stage)), bench.recipe.sampled
+    built = build_pairs(scored, sections.pair, bench.recipe.seed, source=sections.rate.type)
     if not built.pairs:
         reasons = ", ".join(f"{reason} ({n})" for reason, n in Counter(r["reason"] for r in built.rejects).items())
         raise PrefloopError(
@@ -349,13 +302,21 @@ def run_pair(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> 
 def run_train(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> None:
     """The policy trained on the pairs: an adapter, or all weights."""
     from prefloop.pairs.splits import holdout
-    from prefloop.train.run import train
+    from prefloop.train.run import Source, train
 
     bench.quiet()
     bench.release()
-    pairs = list(_rows(bench, bench.loop.previous(stage)))
+    before = bench.loop.previous(stage)
     section = bench.recipe.train
-    held = holdout(sorted({p["prompt_id"] for p in pairs}), section.validation_share)
+    if bench.recipe.preferences is not None:
+        _check_answers(bench, bench.loop.folder(before).counts())
+
+    def rows() -> Iterator[Any]:
+        return (row for row in rows_of(bench, before) if row["prompt_id"] not in bench.kept_out)
+
+    of_prompt = Counter(row["prompt_id"] for row in rows_of(bench, before))
+    held = holdout(of_prompt.keys() - bench.kept_out, section.validation_share)
+    content = digest([(bench.loop.folder(before).success() or {})["content"], sorted(bench.kept_out)])
     folder.begin(fingerprint)
 
     def on_log(record: dict[str, Any]) -> None:
@@ -371,8 +332,7 @@ def run_train(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) ->
 
     result = train(
         bench.loop.policy(stage.round),
-        [p for p in pairs if p["prompt_id"] not in held],
-        [p for p in pairs if p["prompt_id"] in held],
+        Source(rows, content, frozenset(held)),
         section,
         seed=bench.recipe.seed,
         out=folder.path,
@@ -381,7 +341,28 @@ def run_train(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) ->
         on_step=showing("steps"),
         on_reference=showing("reference answers"),
     )
+    if bench.recipe.preferences is not None:
+        result["held_out_rows"] = sum(of_prompt[name] for name in bench.kept_out)
     folder.finish_files(fingerprint, extra=result)
+
+
+def _check_answers(bench: Bench, counts: dict[str, float]) -> None:
+    """Refuse an objective that takes none of the rows, before any of them is tokenised."""
+    from prefloop.train.objectives import OBJECTIVES
+
+    objective = bench.recipe.train.objective.type
+    takes = OBJECTIVES[objective].takes
+    pairs, good, bad = (int(counts.get(name, 0)) for name in ("pairs", "good", "bad"))
+    usable = {"answers": pairs + good, "unpaired": pairs + good + bad}.get(takes, pairs)
+    if not usable:
+        assert bench.recipe.preferences is not None
+        other = "kto, which takes answers marked as good or bad" if bad else "sft, which takes good answers"
+        raise UsageError(
+            f"objective {objective} takes {'good answers' if takes == 'answers' else 'pairs'}, and there are "
+            f"{good:,} good answers and {bad:,} bad ones, each alone",
+            where=bench.recipe.preferences.path,
+            fix=f"set train.objective to {other}, or give pairs",
+        )
 
 
 def run_merge(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> None:
@@ -407,10 +388,10 @@ def run_evaluate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str)
     from prefloop.loop import evaluation_sample, evaluation_signal
     from prefloop.signals.build import build, check
 
-    prompts: list[Any] = list(_rows(bench, "heldout"))
+    prompts: list[Any] = list(rows_of(bench, "heldout"))
     sample = evaluation_sample(bench.recipe)
     signal_section = evaluation_signal(bench.recipe)
-    signal, needs = build(signal_section)
+    signal, needs = (None, {}) if signal_section is None else build(signal_section)
     folder.begin(fingerprint)
     bench.progress.total(2 * len(prompts) * sample.n, "answers")
     answers: list[list[CandidatesRow]] = []
@@ -438,8 +419,9 @@ def run_evaluate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str)
         seed=bench.recipe.seed,
         on_progress=compared,
     )
-    check(signal_section, evaluated.comparison.counts)
-    _say(bench, signal_section, evaluated.comparison.counts)
+    if signal_section is not None:
+        check(signal_section, evaluated.comparison.counts)
+        _say(bench, signal_section, evaluated.comparison.counts)
     rows_out = evaluated.comparison.rows
     folder.write_part(
         0, rows_out, "scored", rejects=list(rejects.values()), tables={"calls": ("calls", evaluated.comparison.calls)}
@@ -470,23 +452,15 @@ def _say(bench: Bench, section: Any, counts: dict[str, float]) -> None:
         logger.warning(warning)
 
 
-def _rows(bench: Bench, stage: str) -> Iterator[Any]:
-    """The rows that a stage kept. Any: Parquet knows no TypedDict; `arrow_schema` is what they were held to."""
-    return bench.loop.folder(stage).rows()
-
-
 def _parts(rows: Iterable[T], size: int = PART_ROWS) -> Iterator[list[T]]:
     iterator = iter(rows)
     while part := list(islice(iterator, size)):
         yield part
 
 
-def _reject(stage: Stage, row: Any, reason: str) -> RejectRow:
-    return {"id": row["id"], "stage": stage.name, "reason": reason, "attempts": 1, "row": canonical_json(row)}
-
-
 RUNNERS: dict[str, Callable[[Bench, Stage, StageDir, str], None]] = {
     "prompts": run_prompts,
+    "preferences": run_preferences,
     "heldout": run_heldout,
     "sample": run_sample,
     "rate": run_rate,

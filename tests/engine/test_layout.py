@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefloop.engine.layout import concatenated, next_tokens
+from prefloop.engine.layout import Piece, concatenated, next_tokens, shared
 from prefloop.engine.logprob import response_lengths, sequence_logprobs
 
 IDS = st.lists(st.integers(0, 50), min_size=1, max_size=6)
@@ -31,6 +31,51 @@ def test_next_tokens_reads_a_prompt_once():
     assert layout.source_N.tolist() == [1, 1, 4, 5, 1, 0, 1]
     assert layout.targets_N.tolist() == [7, 8, 9, 10, 11, 6, 7]
     assert layout.response_N.tolist() == [0, 1, 2, 2, 3, 4, 4]
+
+
+def test_shared_by_hand():
+    rows = [([5, 6], [[7, 8, 9], [10], [11, 12]]), ([13], [[14, 15]])]
+    layout = shared(rows, pad_id=0)
+    assert layout.input_ids_BT.tolist() == [[5, 6, 7, 8, 11, 13, 14]]  # last tokens are never read
+    assert layout.position_ids_BT.tolist() == [[0, 1, 2, 3, 2, 0, 1]]  # restart behind the prompt
+    assert layout.pieces == (
+        (Piece(2), Piece(2, 0), Piece(1, 0), Piece(2)),
+    )  # one response: one piece with its prompt
+    assert layout.source_N.tolist() == [1, 2, 3, 1, 1, 4, 5, 6]
+    assert layout.targets_N.tolist() == [7, 8, 9, 10, 11, 12, 14, 15]
+    assert layout.response_N.tolist() == [0, 0, 0, 1, 2, 2, 3, 3]
+    padded = shared(rows, pad_id=0, kind="dense")
+    assert padded.input_ids_BT.tolist() == [[5, 6, 7, 8, 11], [13, 14, 0, 0, 0]]
+    assert padded.attention_mask_BT.tolist() == [[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]]
+    assert padded.pieces == ((Piece(2), Piece(2, 0), Piece(1, 0)), (Piece(2),))
+    assert padded.source_N.tolist() == [1, 2, 3, 1, 1, 4, 5, 6]
+
+
+@given(ROWS)
+@pytest.mark.parametrize("kind", ["segments", "dense"])
+def test_pieces_of_a_shared_layout_are_prompts_and_what_follows_them(kind, rows):
+    layout, plain = shared(rows, pad_id=0, kind=kind), concatenated(rows, pad_id=0)
+    assert layout.targets_N.tolist() == plain.targets_N.tolist()
+    assert layout.response_N.tolist() == plain.response_N.tolist()
+    assert layout.responses == plain.responses
+    if kind == "segments":
+        assert layout.attention_mask_BT.all()  # nothing padded
+    # What each position has read, by its pieces, and where it says that it stands.
+    read = {}
+    width = layout.input_ids_BT.shape[1]
+    for b, pieces in enumerate(layout.pieces):
+        start, texts = 0, []
+        for piece in pieces:
+            before = [] if piece.prefix is None else texts[piece.prefix]
+            own = layout.input_ids_BT[b, start : start + piece.length].tolist()
+            for i in range(piece.length):
+                read[b * width + start + i] = [*before, *own[: i + 1]]
+                assert layout.position_ids_BT[b, start + i] == len(before) + i
+            texts.append([*before, *own])
+            start += piece.length
+        assert layout.attention_mask_BT[b].tolist() == [1] * start + [0] * (width - start)
+    expected = [[*p, *c[:i]] for p, completions in rows for c in completions for i in range(len(c))]
+    assert [read[source] for source in layout.source_N.tolist()] == expected
 
 
 @given(ROWS)
@@ -61,9 +106,10 @@ def test_every_scored_token_stands_behind_its_own_prefix(build, rows):
         ([([1], [[2], []])], "row 0, completion 1: empty completion"),
     ],
 )
-def test_refuses_what_cannot_be_scored(rows, message):
+@pytest.mark.parametrize("build", [concatenated, next_tokens, shared])
+def test_refuses_what_cannot_be_scored(build, rows, message):
     with pytest.raises(ValueError, match=message):
-        concatenated(rows, pad_id=0)
+        build(rows, pad_id=0)
 
 
 def test_to_moves_the_tensors():

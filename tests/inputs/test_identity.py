@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from prefloop.config import PromptsSection
+from prefloop.config import PreferencesSection, PromptsSection
 from prefloop.errors import UsageError
 from prefloop.inputs.identity import identity
 from prefloop.inputs.readers import _refuse_hub
@@ -29,6 +29,24 @@ def test_a_file_is_known_by_its_content_not_by_its_name(tmp_path: Path) -> None:
         assert identity(section(one, **settings)) != before, settings
     one.write_text('{"prompt": "b"}\n')
     assert identity(section(one)) != before
+
+
+def test_preferences_are_known_by_their_content_and_their_format(tmp_path: Path) -> None:
+    def given(path: Path, **settings: object) -> PreferencesSection:
+        return PreferencesSection.model_validate({"path": str(path), **settings})
+
+    one, two = tmp_path / "one.json", tmp_path / "two.json"
+    for file in (one, two):
+        file.write_text('{"prompt": "a", "completion": "b"}\n')
+    before = identity(given(one))
+    assert identity(given(two, split="other")) == before
+    assert before["container"] == "jsonl"
+    for settings in ({"format": "completion"}, {"limit": 3}, {"on_bad_row": "reject"}, {"ignore_columns": "all"}):
+        assert identity(given(one, **settings)) != before, settings
+    one.write_text('[{"prompt": "a", "completion": "b"}]')
+    assert identity(given(one)) != before
+    with pytest.raises(UsageError, match="a file of preferences"):
+        identity(given(tmp_path / "absent.jsonl"))
 
 
 def test_what_is_not_there_is_a_usage_error(tmp_path: Path) -> None:

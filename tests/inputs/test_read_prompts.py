@@ -125,7 +125,7 @@ def test_lima(tmp_path: Path) -> None:
     assert texts(path, format="lima") == ["q1", "q3", "q4"]
     reader = PromptReader(section(path))
     list(reader)
-    assert reader.left == {"source"}
+    assert reader.columns.left == {"source": 3}
 
 
 def test_lima_rows_that_are_none(tmp_path: Path) -> None:

@@ -30,25 +30,34 @@ def say(*turns: tuple[str, str]) -> list[dict[str, str]]:
     ("change", "kind", "field", "reason"),
     [
         ({"chosen": ""}, "empty_field", "chosen", "is empty"),
-        ({"chosen": None}, "missing_field", "chosen", "is null"),
+        ({"chosen": None, "rejected": None}, "missing_field", "chosen", "is null, and so is rejected"),
         ({"rejected": "good"}, "same_answers", "rejected", "the same as chosen"),
         ({"prompt": ""}, "empty_field", "prompt", "is empty"),
         ({"prompt": say(("user", "q"), ("assistant", "a"))}, "role_order", "prompt", "ends with a turn of assistant"),
         ({"chosen": say(("bot", "a"))}, "unknown_role", "chosen[0].role", "unknown role 'bot'"),
-        ({"chosen": say(("user", "q"), ("assistant", "a"))}, "role_order", "chosen", "repeats the prompt"),
         ({"chosen": say(("user", "other"))}, "role_order", "chosen", "begins with a turn of user"),
         ({"chosen": say(("assistant", "a"), ("user", "b"))}, "role_order", "chosen", "ends with a turn of user"),
+        (
+            {"chosen": say(("assistant", "a"), ("user", "b"), ("assistant", "c"))},
+            *("role_order", "chosen", "holds 3 turns"),
+        ),
         ({"weight": -0.5}, "wrong_value", "weight", "is negative"),
         ({"weight": float("nan")}, "wrong_value", "weight", "is nan"),
         ({"weight": "heavy"}, "wrong_type", "weight", "is a text"),
         ({"margin": float("inf")}, "wrong_value", "margin", "is inf"),
         ({"margin": True}, "wrong_type", "margin", "is a boolean"),
+        ({"label": 1.5}, "wrong_value", "label", "is 1.5"),
+        ({"chosen_finish": "eos"}, "wrong_value", "chosen_finish", "is 'eos'"),
+        ({"evidence": "x"}, "wrong_type", "evidence", "is no list of ids"),
+        ({"source": 3}, "wrong_type", "source", "is no plain text"),
         ({"score_chosen": [1]}, "wrong_type", "score_chosen", "is a list"),
-        ({"id": "one"}, "duplicate_id", "id", "that of line 1 too"),
+        ({"id": "one", "chosen": "other"}, "duplicate_id", "id", "that of line 1 too"),
+        ({"id": 1.5}, "wrong_type", "id", "is a number"),
     ],
 )
 def test_a_bad_preference(tmp_path: Path, change: dict[str, Any], kind: str, field: str, reason: str) -> None:
-    report = validate_file(write(tmp_path / "p.jsonl", GOOD | {"id": "one"}, GOOD | change, GOOD))
+    last = GOOD | {"prompt": "another"}
+    report = validate_file(write(tmp_path / "p.jsonl", GOOD | {"id": "one"}, GOOD | change, last))
     assert (report.kind, report.rows, report.valid, report.ok) == ("preference", 3, 2, False)
     (problem,) = report.log.kept
     assert (problem.row, problem.kind, problem.field) == (2, kind, field)
@@ -63,11 +72,14 @@ def test_preferences_of_all_shapes_are_good(tmp_path: Path) -> None:
             tmp_path / "p.jsonl",
             GOOD | {"weight": 0, "margin": -1.5, "score_chosen": 4.5},
             {"prompt": say(("user", "q")), "chosen": say(("assistant", "a")), "rejected": say(("assistant", "b"))},
-            {"chosen": conversation, "rejected": say(("user", "q"), ("assistant", "b"))},
+            {"chosen": conversation, "rejected": say(("user", "q"), ("assistant", "c"))},
+            {"prompt": "q", "chosen": conversation, "rejected": "d"},
+            {"prompt": "q", "chosen": "e", "rejected": None},
+            {"prompt": "q", "chosen": None, "rejected": "f"},
         )
     )
-    assert report.ok
-    assert report.valid == 3
+    assert report.log.kept == []
+    assert (report.ok, report.valid, report.layout) == (True, 6, "preference")
 
 
 def test_preferences_without_their_parts(tmp_path: Path) -> None:
@@ -85,7 +97,7 @@ def test_preferences_without_their_parts(tmp_path: Path) -> None:
         (3, "unknown_column", "rejectd"),
     ]
     assert "did you mean 'rejected'?" in report.log.kept[2].fix
-    assert validate_file(write(tmp_path / "q.jsonl", GOOD | {"x": 1}), ignore_columns=["x"]).left_columns == ["x"]
+    assert validate_file(write(tmp_path / "q.jsonl", GOOD | {"x": 1}), ignore_columns=["x"]).left_columns == {"x": 1}
 
 
 def test_numbers_in_csv_are_texts(tmp_path: Path) -> None:

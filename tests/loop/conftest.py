@@ -61,7 +61,7 @@ class Project:
         done = self.prefloop("run", "recipe.yaml", *overrides, "--out", out, "--json", expect=expect)
         return json.loads(done.stdout.splitlines()[-1]) if expect == 0 else {}
 
-    def run_here(self, *overrides: str, out: str = "out") -> dict[str, Any]:
+    def run_here(self, *overrides: str, out: str = "out", until: str | None = None) -> dict[str, Any]:
         """The same in this process: no second start of Python, which is most of a tiny run's time."""
         before = Path.cwd()
         os.chdir(self.root)
@@ -74,7 +74,7 @@ class Project:
                 open_loop(recipe, self.root / out, self.root / ".prefloop" / "cache.db") as loop,
                 Progress(quiet=True) as progress,
             ):
-                return loop.execute(progress)
+                return loop.execute(progress, until)
         finally:
             sys.path.remove(str(self.root))
             os.chdir(before)

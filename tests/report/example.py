@@ -49,6 +49,7 @@ def pair(name: str, rng: random.Random) -> dict[str, Any]:
         "score_rejected": min(bad, good - 0.1),
         "weight": None,
         "margin": None,
+        "label": None,
         "source": "judge",
         "strategy": "best_worst",
         "chosen_id": name + "c",

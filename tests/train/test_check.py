@@ -10,7 +10,7 @@ import pytest
 import torch
 from training_runs import make_rows, run
 
-from prefloop.config import ModelSection, TrainSection
+from prefloop.config import LaunchSection, ModelSection, TrainSection
 from prefloop.errors import UsageError
 from prefloop.train.precision import Precision
 from prefloop.train.run import check_trainable
@@ -26,9 +26,9 @@ def stub(folder: Path, **config: Any) -> Path:
 
 
 def check(folder: Path | str, **settings: Any) -> Precision:
-    report_to = settings.pop("report_to", [])
+    training = {name: settings.pop(name) for name in ("report_to", "launch") if name in settings}
     model = ModelSection(path=str(folder), **{"device": "cpu", **settings})
-    return check_trainable(model, TrainSection(report_to=report_to))
+    return check_trainable(model, TrainSection(**training))
 
 
 @pytest.fixture
@@ -78,11 +78,13 @@ def test_an_unmerged_adapter_is_no_start(tmp_path: Path) -> None:
             refused(tmp_path / "t" / "adapter")
 
 
-def test_more_than_one_process_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    for refused in (check, lambda model: run(tmp_path / "t", model)):
-        with pytest.raises(UsageError, match="one process"):
-            refused(tiny_model_folder("llama"))
+def test_an_accelerate_configuration_must_be_there(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.touch()
+    for known in ("ddp", "fsdp2", "zero3", "cpu", str(own)):
+        check(tiny_model_folder("llama"), launch=LaunchSection(config=known))
+    with pytest.raises(UsageError, match="no accelerate configuration 'dpp'"):
+        check(tiny_model_folder("llama"), launch=LaunchSection(config="dpp"))
 
 
 def test_trackers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Losses against numbers computed by hand."""
+"""`dpo` against numbers computed by hand; the margin made before the losses and the reduction after them."""
 
 from __future__ import annotations
 
@@ -36,6 +36,8 @@ def sigma(x: float) -> float:
         ("ipo", 0.25, None, 0.0, 0.25),  # (1.5 - 2)^2
         ("ipo", 0.25, 1.0, 0.0, 2.25),  # (0.5 - 2)^2
         ("ipo", 0.25, None, 0.1, 0.9 * 0.25 + 0.1 * 12.25),
+        ("robust", 0.5, None, 0.2, 0.136871),  # (0.8 * 0.386871 - 0.2 * 1.136871) / 0.6
+        ("robust", 0.1, 4.0, 0.0, 0.825939),  # no flips: sigmoid
     ],
 )
 def test_values_by_hand(kind: str, beta: float, margin: float | None, smoothing: float, expected: float) -> None:
@@ -43,6 +45,14 @@ def test_values_by_hand(kind: str, beta: float, margin: float | None, smoothing:
     loss = dpo(*FOUR, beta=beta, kind=kind, margin=margins, label_smoothing=smoothing)
     assert loss.shape == (1,)
     assert loss.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_sigmoid_norm_divides_each_log_ratio_by_its_length() -> None:
+    # the gap per token is 0.625: -log sigma(5 * 0.625), and with a margin of 1 per token -log sigma(-1.875)
+    lengths = torch.tensor([[2], [4]])
+    assert dpo(*FOUR, beta=5.0, kind="sigmoid_norm", lengths=lengths).item() == pytest.approx(0.042999, abs=1e-6)
+    loss = dpo(*FOUR, beta=5.0, kind="sigmoid_norm", lengths=lengths, margin=column(1.0))
+    assert loss.item() == pytest.approx(2.017675, abs=1e-6)
 
 
 def test_ipo_norm_divides_each_log_ratio_by_its_length() -> None:
@@ -108,9 +118,11 @@ def test_weights_are_not_rescaled() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"kind": "aot"}, "sigmoid, hinge, ipo, ipo_norm"),
-        ({"kind": "ipo_norm"}, "lengths"),
+        ({"kind": "aot"}, "sigmoid, sigmoid_norm, robust, hinge, ipo, ipo_norm"),
+        ({"kind": "ipo_norm"}, "ipo_norm needs lengths"),
+        ({"kind": "sigmoid_norm"}, "sigmoid_norm needs lengths"),
         ({"beta": 0.0}, "beta"),
+        ({"beta": math.nan}, "beta"),
         ({"label_smoothing": 0.5}, "label_smoothing"),
         ({"margin": torch.zeros(2)}, "one length"),
     ],

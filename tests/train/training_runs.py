@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from prefloop.config import LoraSection, ModelSection, TrainSection
 from prefloop.records import PreferenceRow, content_id, prompt_id
 from prefloop.store.cache import Cache
-from prefloop.train.run import train
+from prefloop.train.run import Source, train
 
 TEXT = "the kind brown fox help please yes of course Paris France city world hello one two three lazy dog"
 
@@ -40,6 +40,7 @@ def make_rows(n: int, *, seed: int = 0, weights: bool = False, margins: bool = F
                 "score_rejected": 0.0,
                 "weight": draw.uniform(0.2, 2.0) if weights else None,
                 "margin": draw.uniform(-8, 8) if margins else None,
+                "label": None,
                 "source": "test",
                 "strategy": "best_worst",
                 "chosen_id": f"c{i}",
@@ -76,8 +77,7 @@ def run(
     with Cache(folder.parent / "cache.db") as cache:
         return train(
             ModelSection(path=str(model), device="cpu", dtype=dtype),  # type: ignore[arg-type]
-            make_rows(12) if rows is None else rows,
-            validation or [],
+            Source.of(make_rows(12) if rows is None else rows, validation or []),
             TrainSection(**{**values, **settings}),
             seed=seed,
             out=folder,

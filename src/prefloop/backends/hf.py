@@ -6,6 +6,7 @@ for all samples drawn from it and for all one-token labels chosen behind it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self, TypeVar
 
@@ -28,9 +29,11 @@ from prefloop.backends.base import (
 )
 from prefloop.config import ModelSection
 from prefloop.engine import decode
-from prefloop.engine.layout import Layout, Row, concatenated, next_tokens
+from prefloop.engine.layout import Layout, Row, next_tokens
 from prefloop.engine.load import free, load_model, resolve_model_path
 from prefloop.engine.logprob import attach_scorer, response_lengths, token_logprobs
+from prefloop.engine.sharing import Sharing, check_sharing
+from prefloop.engine.sharing import build as build_layout
 from prefloop.engine.tokens import VERSION as TOKENS_VERSION
 from prefloop.engine.tokens import PromptError, encode_completion, encode_prompt, end_of_turn_ids, load_tokenizer
 from prefloop.records import Message, prompt_id
@@ -185,7 +188,7 @@ class HfBackend(Backend):
                 groups.setdefault(r.prompt_ids, []).append(i)
         rows: list[Row] = [(prompt, [requests[i].completion_ids for i in group]) for prompt, group in groups.items()]
         indices = [i for group in groups.values() for i in group]
-        for i, logps in zip(indices, self._responses(rows, concatenated), strict=True):
+        for i, logps in zip(indices, self._responses(rows, self._layout), strict=True):
             results[i] = Score(logps)
         return _complete(results)
 
@@ -213,6 +216,14 @@ class HfBackend(Backend):
         for i, (_, row_labels) in zip(indices, rows, strict=True):
             results[i] = Choice([sum(next(found)) for _ in row_labels], [len(label) for label in row_labels])
         return _complete(results)
+
+    @functools.cached_property
+    def _sharing(self) -> Sharing:
+        """Whether a prompt with several completions is run once; looked into where something is scored at all."""
+        return check_sharing(self.model)
+
+    def _layout(self, rows: Sequence[Row], pad_id: int) -> Layout:
+        return build_layout(rows, pad_id, self._sharing)
 
     def _responses(self, rows: Sequence[Row], build: Callable[[Sequence[Row], int], Layout]) -> list[list[float]]:
         """Token log-probabilities of each response of the rows, in order."""

@@ -136,8 +136,11 @@ def choose_dtype(section: ModelSection, device: torch.device) -> Any:
     return torch.float32 if lacks_bfloat16 else torch.bfloat16
 
 
-def load_model(section: ModelSection) -> Any:
+def load_model(section: ModelSection, quantize: str | None = None) -> Any:
     """The section's causal model on its device, in eval mode; with an unmerged adapter as a PEFT model.
+
+    Args:
+        quantize: nf4: linear layers but the head are held in 4 bits, by bitsandbytes.
 
     Raises:
         UsageError: nothing is there, it is no causal model, or weights are missing from the checkpoint.
@@ -163,6 +166,7 @@ def load_model(section: ModelSection) -> Any:
             trust_remote_code=section.trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
+            **({} if quantize is None else _quantised(dtype, device)),
         )
     except LOAD_ERRORS as error:
         raise UsageError(
@@ -180,7 +184,26 @@ def load_model(section: ModelSection) -> Any:
     path = resolve_model_path(section.path)
     if adapter_base(path) is not None:
         model = load_adapter(model, Path(path))
-    return model.to(device).eval()
+    if quantize is None:
+        return model.to(device).eval()
+    for module in model.modules():
+        # On a CPU bitsandbytes repacks such layers when they evaluate, and gives wrong gradients from then on
+        # (tests/train/test_qlora.py::test_it_is_the_training_of_the_rounded_weights).
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model.eval()
+
+
+def _quantised(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """Arguments of `from_pretrained` that quantise while loading."""
+    from transformers import BitsAndBytesConfig
+
+    # 8 bits are no choice: bitsandbytes rounds activations there too, row by row of a batch, so the same answer has
+    # another log-probability in another batch, and the first loss is not the formula's.
+    how = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+    return {"quantization_config": how, "device_map": {"": device}}
 
 
 def load_adapter(model: Any, folder: Path) -> Any:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prefloop.engine.attention import attention_mask
 from prefloop.engine.chunked import checkpointed_logprobs, chunk_size, chunked_logprobs, transform_logits
 from prefloop.engine.layout import Layout, concatenated
 from prefloop.errors import UsageError
@@ -57,7 +58,7 @@ def attach_scorer(model: nn.Module) -> nn.Module:
             "this adapter puts virtual tokens in front of the prompt; its log-probabilities are not supported",
             fix="use LoRA, or another adapter that changes weights",
         )
-    _, head = _parts(model)
+    _, head = parts(model)
     original = model.forward
 
     @functools.wraps(type(model).forward)  # generation and the trainer read the signature
@@ -103,7 +104,12 @@ def response_lengths(layout: Layout) -> Tensor:
 
 @torch.no_grad()
 def naive_logprobs(model: nn.Module, layout: Layout) -> Tensor:
-    """The same [N] from the full logits of the model's own forward: the oracle, [B, T, V] in memory."""
+    """The same [N] from the full logits of the model's own forward: the oracle, [B, T, V] in memory.
+
+    For layouts without pieces; the model's own forward knows no other.
+    """
+    if layout.pieces is not None:
+        raise ValueError("the model's own forward cannot score a shared layout; give the concatenated one")
     logits_BTV = model(input_ids=layout.input_ids_BT, attention_mask=layout.attention_mask_BT, use_cache=False).logits
     logits_NV = logits_BTV.flatten(0, 1)[layout.source_N]
     wide = torch.promote_types(logits_NV.dtype, torch.float32)
@@ -138,14 +144,29 @@ def check_exact(model: nn.Module, layout: Layout) -> float:
     return difference
 
 
-def _score(model: Any, layout: Layout) -> Tensor:
-    decoder, head = _parts(model)
-    inputs = {"input_ids": layout.input_ids_BT, "attention_mask": layout.attention_mask_BT, "use_cache": False}
+def scored_states(model: nn.Module, layout: Layout) -> Tensor:
+    """The decoder's hidden states that predict the layout's scored tokens, [N, H]."""
+    decoder, _ = parts(model)
+    inputs = {
+        "input_ids": layout.input_ids_BT,
+        "attention_mask": attention_mask(layout, decoder.config, decoder.dtype),
+        "use_cache": False,
+    }
     # Models with relative attention biases (BLOOM) know no position ids; the concatenated layout's are the default.
-    if "position_ids" in inspect.signature(decoder.forward).parameters:
+    if takes_positions(decoder):
         inputs["position_ids"] = layout.position_ids_BT
-    hidden_BTH = decoder(**inputs).last_hidden_state
-    hidden_NH = hidden_BTH.flatten(0, 1)[layout.source_N.to(hidden_BTH.device)]
+    hidden_BTH: Tensor = decoder(**inputs).last_hidden_state
+    return hidden_BTH.flatten(0, 1)[layout.source_N.to(hidden_BTH.device)]
+
+
+def takes_positions(decoder: nn.Module) -> bool:
+    """Whether a decoder can be told the position of each token."""
+    return "position_ids" in inspect.signature(decoder.forward).parameters
+
+
+def _score(model: Any, layout: Layout) -> Tensor:
+    _, head = parts(model)
+    hidden_NH = scored_states(model, layout)
     targets_N = layout.targets_N.to(hidden_NH.device)
     transform: LogitTransform = model._logit_transform
     if _is_plain(head):
@@ -170,7 +191,7 @@ def _is_plain(head: nn.Module) -> bool:
     )
 
 
-def _parts(model: Any) -> tuple[Any, Any]:
+def parts(model: Any) -> tuple[Any, Any]:
     """The decoder and the output head. Not `base_model`, which is something else on a PEFT model."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
@@ -205,7 +226,9 @@ __all__ = [
     "chunked_logprobs",
     "naive_logprobs",
     "response_lengths",
+    "scored_states",
     "sequence_logprobs",
+    "takes_positions",
     "token_logprobs",
     "transform_logits",
 ]

@@ -10,9 +10,11 @@ from prefloop.backends.base import Backend
 from prefloop.config import EvaluateSection
 from prefloop.evaluate.answers import join, mean_lengths
 from prefloop.evaluate.checkers import check
-from prefloop.evaluate.win_rate import Comparison, compare
+from prefloop.evaluate.win_rate import Comparison, compare, uncompared
 from prefloop.records import CandidatesRow
 from prefloop.signals.base import Signal
+
+NOBODY = "no signal compares the answers; set evaluate.judge"
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,8 @@ class Evaluated:
     """What the evaluation says.
 
     Attributes:
-        summary: `evaluate` of summary.json: win_rate, lengths, and one key per group of checkers.
+        summary: `evaluate` of summary.json: win_rate (or, where nobody compares, `not_measured`, which says why),
+            lengths, and one key per group of checkers.
         comparison: the comparison behind the win rate, with its rows and calls.
     """
 
@@ -32,7 +35,7 @@ def evaluate(
     base: Iterable[CandidatesRow],
     aligned: Iterable[CandidatesRow],
     section: EvaluateSection,
-    signal: Signal,
+    signal: Signal | None,
     backends: Mapping[str, Backend],
     *,
     seed: int = 0,
@@ -43,16 +46,19 @@ def evaluate(
     Args:
         base, aligned: the answers; joined by id and sample index, so their order does not matter.
         section: checkers and bootstrap; its prompts, sample and judge are the caller's business.
-        signal, backends: who compares.
+        signal, backends: who compares; None: nobody, and there is no win rate.
         seed: of the bootstraps.
         on_progress: told (rows compared, rows in all).
     """
     rows = join(base, aligned)
-    comparison = compare(rows, signal, backends, resamples=section.bootstrap, seed=seed, on_progress=on_progress)
-    summary: dict[str, Any] = {
-        "win_rate": comparison.summary | {"signal": signal.identity},
-        "lengths": mean_lengths(rows),
-    }
+    summary: dict[str, Any] = {}
+    if signal is None:
+        comparison = uncompared(rows)
+        summary["not_measured"] = {"win_rate": NOBODY}
+    else:
+        comparison = compare(rows, signal, backends, resamples=section.bootstrap, seed=seed, on_progress=on_progress)
+        summary["win_rate"] = comparison.summary | {"signal": signal.identity}
+    summary["lengths"] = mean_lengths(rows)
     for group, functions in section.checkers.items():
         summary[group] = check(functions, rows, resamples=section.bootstrap, seed=seed)
     return Evaluated(summary, comparison)

@@ -141,6 +141,22 @@ def compare(
     return Comparison(summary, judged, preferences, calls, counts)
 
 
+def uncompared(rows: Sequence[CandidatesRow]) -> Comparison:
+    """The answers side by side, without anybody's verdict."""
+    bare: list[ScoredRow] = [
+        {
+            "id": row["id"],
+            "prompt": row["prompt"],
+            "completions": row["completions"],
+            "scores": [None, None],
+            "signal": "",
+            "evidence": [],
+        }
+        for row in rows
+    ]
+    return Comparison({}, bare, [None] * len(bare), [], {})
+
+
 def _tie(row: CandidatesRow, signal: Signal) -> ScoredRow:
     """A row of equal answers: not asked, so without scores of its own unless a pair's probability is the score."""
     scores: list[float | None] = [0.5, 0.5] if signal.pairwise else [None, None]

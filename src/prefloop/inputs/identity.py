@@ -1,32 +1,33 @@
-"""What identifies the prompts that a section gives, for the fingerprint of the stage that reads them."""
+"""What identifies the prompts or preferences of a section, for the fingerprint of the stage that reads them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from prefloop.config import PromptsSection
+from prefloop.config import PreferencesSection, PromptsSection
 from prefloop.errors import UsageError
-from prefloop.inputs.readers import format_of, hub_name
+from prefloop.inputs.readers import container_of, format_of, hub_name
 from prefloop.store.fingerprint import Memo, code_digest, file_digest, folder_digest
 
 
-def identity(section: PromptsSection, seed: int = 0, memo: Memo | None = None) -> dict[str, Any]:
-    """Everything about a source of prompts that changes what is read from it: its content, not its name.
+def identity(section: PromptsSection | PreferencesSection, seed: int = 0, memo: Memo | None = None) -> dict[str, Any]:
+    """Everything about a source of rows that changes what is read from it: its content, not its name.
 
     A file or a local folder is known by its digest (`content`); a hub set by the commit that the local cache holds
     (`content` is `hub:ORG/NAME@COMMIT`, or ends in `?unresolved` where nothing was fetched yet); the sandbox by its
     code (`code`) and the seed. Reads files, asks no network.
 
     Args:
-        section: where prompts come from.
+        section: where they come from.
         seed: the recipe's; a `sandbox:` set is drawn by it.
         memo: remembers the digests of files.
 
     Raises:
         UsageError: there is no such file or folder, or its name does not say the format.
     """
-    container = format_of(section.path, section.format)
+    prompts = isinstance(section, PromptsSection)
+    container = format_of(section.path, section.format) if prompts else container_of(section.path)
     settings = section.model_dump(exclude={"path", "split"}) | {"container": container}
     if container == "sandbox":
         return settings | {"path": section.path, "code": code_digest("sandbox"), "seed": seed}
@@ -36,7 +37,7 @@ def identity(section: PromptsSection, seed: int = 0, memo: Memo | None = None) -
     path = Path(section.path)
     if not path.is_file():
         what = "is a folder, not a file" if path.is_dir() else "there is no such file"
-        raise UsageError(what, where=section.path, fix="set prompts.path to a file of prompts")
+        raise UsageError(what, where=section.path, fix=f"name a file of {'prompts' if prompts else 'preferences'}")
     return settings | {"content": file_digest(path, memo)}
 
 

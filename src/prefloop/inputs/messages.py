@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +39,9 @@ def text_fault(value: Any, field: str) -> Fault | None:
     return None
 
 
-def messages_of(value: Any, field: str, *, as_role: str = "user") -> tuple[list[Message], list[Fault]]:
+def messages_of(
+    value: Any, field: str, *, as_role: str = "user", blank: bool = False
+) -> tuple[list[Message], list[Fault]]:
     """A text or a list of {role, content} as messages; the messages mean something only when there are no faults.
 
     Roles and contents are checked here, their order by `order_faults`.
@@ -48,10 +50,11 @@ def messages_of(value: Any, field: str, *, as_role: str = "user") -> tuple[list[
         value: as read.
         field: its column, for the faults.
         as_role: whose turn a bare text is.
+        blank: whether texts may be blank, as a model's answer may.
     """
     if not isinstance(value, list):
         if value is None or isinstance(value, str):
-            fault = text_fault(value, field)
+            fault = _without_blank(text_fault(value, field), blank)
         else:
             reason = f"is a {json_type(value)}, neither a text nor a list of messages"
             fault = Fault("wrong_type", field, reason, 'write a text or [{"role": "user", "content": "…"}]')
@@ -61,14 +64,18 @@ def messages_of(value: Any, field: str, *, as_role: str = "user") -> tuple[list[
     messages: list[Message] = []
     faults: list[Fault] = []
     for index, item in enumerate(value):
-        found = _message_faults(item, f"{field}[{index}]")
+        found = _message_faults(item, f"{field}[{index}]", blank)
         faults += found
         if not found:
             messages.append({"role": item["role"], "content": item["content"]})
     return messages, faults
 
 
-def _message_faults(item: Any, at: str) -> list[Fault]:
+def _without_blank(fault: Fault | None, blank: bool) -> Fault | None:
+    return None if blank and fault is not None and fault.kind == "empty_field" else fault
+
+
+def _message_faults(item: Any, at: str, blank: bool) -> list[Fault]:
     shape = '{"role": "user", "content": "…"}'
     if not isinstance(item, dict):
         return [Fault("wrong_type", at, f"is a {json_type(item)}, not a message", f"write {shape}")]
@@ -89,7 +96,7 @@ def _message_faults(item: Any, at: str) -> list[Fault]:
         faults.append(Fault("unknown_role", f"{at}.role", f"unknown role {role!r}", fix))
     if "content" not in item:
         faults.append(Fault("missing_field", f"{at}.content", "is missing", f"write {shape}"))
-    elif (fault := text_fault(item["content"], f"{at}.content")) is not None:
+    elif (fault := _without_blank(text_fault(item["content"], f"{at}.content"), blank)) is not None:
         faults.append(fault)
     return faults
 
@@ -105,6 +112,22 @@ def order_faults(messages: Sequence[Message], field: str, *, last: str) -> list[
             fix = "put an optional system message first, then user and assistant in turn"
             return [Fault("role_order", f"{field}[{index}].role", reason, fix)]
     if roles[-1] != last:
-        fix = "end with a user message" + ("; the answer is the model's to give" if roles[-1] == "assistant" else "")
+        fix = f"end with a turn of {last}"
+        if last == "user":
+            fix = "end with a user message" + (
+                "; the answer is the model's to give" if roles[-1] == "assistant" else ""
+            )
         return [Fault("role_order", field, f"ends with a turn of {roles[-1]}", fix)]
     return []
+
+
+def given_id(value: Mapping[str, Any]) -> tuple[str | None, list[Fault]]:
+    """A row's own `id`, a text or a whole number, as text; None where it has none."""
+    given = value.get("id")
+    if given is None or given == "":
+        return None, []
+    if isinstance(given, bool) or not isinstance(given, str | int):
+        return None, [Fault("wrong_type", "id", f"is a {json_type(given)}", "write a text or a whole number")]
+    if isinstance(given, str) and not given.isprintable():
+        return None, [Fault("bad_text", "id", "holds characters that cannot be printed", "write a plain text")]
+    return str(given), []

@@ -1,125 +1,245 @@
-"""Checks of preference and candidates files, those made here and those from elsewhere."""
+"""Preference data from anywhere as `PreferenceRow`s, and everything that is wrong with it."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from prefloop.inputs.messages import Fault, messages_of, order_faults, text_fault
-from prefloop.inputs.readers import json_type
-from prefloop.records import CandidatesRow, Completion, Message, PreferenceRow
-
-PREFERENCE_COLUMNS = tuple(PreferenceRow.__annotations__)
-CANDIDATES_COLUMNS = tuple(CandidatesRow.__annotations__)
-
-
-def kind_of(value: Mapping[str, Any]) -> str:
-    """What the rows of a file are, by the keys of its first: preference, candidates or prompts."""
-    if "chosen" in value or "rejected" in value:
-        return "preference"
-    return "candidates" if "completions" in value else "prompts"
+from prefloop.config import PreferencesSection
+from prefloop.errors import UsageError
+from prefloop.inputs.columns import Columns
+from prefloop.inputs.layouts import LAYOUTS, Answers, Layout, layout_of
+from prefloop.inputs.messages import Fault, given_id
+from prefloop.inputs.problems import Problem, ProblemLog, raw_json, reject_rows, stop
+from prefloop.inputs.prompts import TokenLimit
+from prefloop.inputs.readers import Record, Stats, container_of, json_type, read_records
+from prefloop.records import PreferenceRow, RejectRow, completion_id, content_id, prompt_id
 
 
-def preference_faults(value: Mapping[str, Any]) -> list[Fault]:
-    """What is wrong with a preference row.
+@dataclass
+class PreferenceReader:
+    """Goes once through a file, a hub set or given records. Memory grows by the hash of each row, to find repeats.
 
-    `chosen` and `rejected` are texts or lists of messages that begin with the assistant. A row without `prompt` holds
-    the whole conversation in both, as older data sets do; the turns they share are the prompt then.
+    Attributes:
+        layout: what the columns mean; None until the first good record, and where nothing fits them.
+        records: rows read so far, good or bad.
+        stats: blank lines.
+        columns: those that were there and not read, and the unknown ones.
     """
-    answers: dict[str, list[Message]] = {}
-    faults: list[Fault] = []
-    for side in ("chosen", "rejected"):
-        if side not in value:
-            faults.append(Fault("missing_field", side, "is missing", "a preference needs chosen and rejected"))
-            continue
-        answers[side], found = messages_of(value[side], side, as_role="assistant")
-        faults += found
-    prompt: list[Message] = []
-    if "prompt" in value:
-        prompt, found = messages_of(value["prompt"], "prompt")
-        faults += found or order_faults(prompt, "prompt", last="user")
-    if not faults:
-        if answers["chosen"] == answers["rejected"]:
-            fix = "take the row out: a pair of equal answers teaches nothing"
-            faults.append(Fault("same_answers", "rejected", "the same as chosen", fix))
-        elif not prompt:
-            faults += _whole_conversation_faults(answers)
-        else:
-            for side, answer in answers.items():
-                faults += _answer_faults(prompt, answer, side)
-    for name in ("weight", "margin", "score_chosen", "score_rejected"):
-        faults += _number_faults(value, name)
-    return faults
+
+    section: PreferencesSection
+    max_prompt_tokens: TokenLimit | None = None
+    layout: Layout | None = None
+    records: int = 0
+    stats: Stats = field(default_factory=Stats)
+    columns: Columns = field(default_factory=lambda: Columns([]))
+    _seen: dict[str, int] = field(default_factory=dict)
+    _ids: dict[str, int] = field(default_factory=dict)
+
+    def stream(self) -> Iterator[Record | Problem]:
+        """The records as the container gives them."""
+        container = container_of(self.section.path)
+        if container == "sandbox":
+            fix = "name a file; `sandbox:` sets are prompts, for prompts.path"
+            raise UsageError("the sandbox has no preference data", where=self.section.path, fix=fix)
+        return read_records(self.section.path, container, self.stats, self.section.split)
+
+    def __iter__(self) -> Iterator[tuple[PreferenceRow | None, list[Problem]]]:
+        return self.read(self.stream())
+
+    def read(self, stream: Iterable[Record | Problem]) -> Iterator[tuple[PreferenceRow | None, list[Problem]]]:
+        """One pair for each record: its row, or what is wrong with it; and (None, [problem]) for one of the file."""
+        for item in stream:
+            if isinstance(item, Problem):
+                self.records += item.row is not None and item.level != "fatal"
+                yield None, [item]
+                continue
+            if self.layout is None:
+                self.layout = self._layout(item)
+            if self.layout is None:
+                yield None, [self._unknown_format(item)]
+                return
+            self.records += 1
+            yield self._one(item, self.layout)
+
+    def unknown_columns(self) -> list[Problem]:
+        """One problem for each column that nobody declared, after reading."""
+        return self.columns.problems(self.section.path)
+
+    def parts(self, size: int) -> Iterator[tuple[list[PreferenceRow], list[RejectRow]]]:
+        """The rows and the rejects of `size` records at a time, at most `section.limit` rows in all.
+
+        The parts are the same at every reading. Nothing is kept behind a part that was taken
+        (tests/inputs/test_read_preferences.py::test_no_more_than_a_part_is_held).
+
+        Raises:
+            UsageError: at the end of the file, of bad rows where `on_bad_row` is `stop`, of columns that nobody
+                declared, and of a file without a usable row.
+        """
+        stopping = self.section.on_bad_row == "stop"
+        log = ProblemLog(keep=100)
+        rows: list[PreferenceRow] = []
+        dropped: list[list[Problem]] = []
+        kept = 0
+        for row, problems in self:
+            for problem in problems:
+                log.add(problem)
+            if row is not None:
+                rows.append(row)
+                kept += 1
+            else:
+                dropped.append(problems)
+            refused = log.by_level["fatal"] or (stopping and log.by_level["error"])
+            if len(rows) + len(dropped) == size:
+                if not refused:
+                    yield rows, _rejects(dropped)
+                rows, dropped = [], []
+            if kept == self.section.limit:
+                break
+        for problem in self.unknown_columns():
+            log.add(problem)
+        if log.by_level["fatal"] or (stopping and log.by_level["error"]):
+            raise stop(log, self.section.path)
+        if not kept:
+            what, fix = f"none of the {self.records:,} rows can be used", f"prefloop validate {self.section.path}"
+            raise UsageError(what, where=self.section.path, fix=fix)
+        if rows or dropped:
+            yield rows, _rejects(dropped)
+
+    def _layout(self, record: Record) -> Layout | None:
+        declared = self.section.format
+        layout = layout_of(record.value) if declared == "auto" else LAYOUTS[declared]
+        if layout is not None:
+            known = ["id", *dict.fromkeys((*layout.reads, *layout.numbers))]
+            # A weight that is written wrongly would be no weight at all, and nobody would know.
+            confusable = None if layout.own else [*known, "label"]
+            self.columns = Columns(known, self.section.ignore_columns, layout.leaves, confusable)
+        return layout
+
+    def _unknown_format(self, record: Record) -> Problem:
+        reason = f"no preference data: the columns {', '.join(record.value) or '(none)'} fit no known format"
+        fix = f"rename them, or set `format` to one of: {', '.join(LAYOUTS)}"
+        return Problem("unknown_format", self.section.path, record.row, None, reason, fix, record.unit, "fatal")
+
+    def _one(self, record: Record, layout: Layout) -> tuple[PreferenceRow | None, list[Problem]]:
+        self.columns.note(record)
+        answers = layout.parse(record.value)
+        own_id, faults = given_id(record.value)
+        numbers: dict[str, float | None] = dict.fromkeys(
+            ("weight", "margin", "label", "score_chosen", "score_rejected")
+        )
+        for name in layout.numbers:
+            numbers[name], found = _number(record.value.get(name), name)
+            faults = faults + found
+        facts, found = _facts(record.value) if layout.own else ({}, [])
+        faults = answers.faults + faults + found
+        if not faults and self.max_prompt_tokens is not None:
+            faults = self.max_prompt_tokens.faults(answers.prompt, layout.reads[0])
+        if faults:
+            raw = raw_json(record.value)
+            place = (self.section.path, record.row)
+            return None, [Problem(f.kind, *place, f.field, f.reason, f.fix, record.unit, raw=raw) for f in faults]
+        row = _row(answers, numbers, layout.name, own_id, facts)
+        repeat = self._repeat(record, row, own_id)
+        return (row, []) if repeat is None else (None, [repeat])
+
+    def _repeat(self, record: Record, row: PreferenceRow, own_id: str | None) -> Problem | None:
+        """The same prompt and answers, or the same id, as in an earlier row."""
+        path, raw = self.section.path, raw_json(record.value)
+        content = content_id(row["prompt_id"], row["chosen"], row["rejected"])
+        before = self._seen.setdefault(content, record.row)
+        if before != record.row:
+            reason = f"the same prompt and answers as in {record.unit} {before}"
+            fix = "keep one of them; what is to count more has a higher weight"
+            return Problem("duplicate_row", path, record.row, None, reason, fix, record.unit, "duplicate", raw)
+        if own_id is not None and (before := self._ids.setdefault(own_id, record.row)) != record.row:
+            reason = f"the id {own_id!r} is that of {record.unit} {before} too"
+            fix = "give every row its own id, or take the column out"
+            return Problem("duplicate_id", path, record.row, "id", reason, fix, record.unit, raw=raw)
+        return None
 
 
-def _answer_faults(prompt: list[Message], answer: list[Message], side: str) -> list[Fault]:
-    if answer[0]["role"] != "assistant":
-        if answer[: len(prompt)] == prompt:
-            return [Fault("role_order", side, "repeats the prompt", f"keep only the answer in {side}")]
-        reason = f"begins with a turn of {answer[0]['role']}, not the assistant's"
-        return [Fault("role_order", side, reason, f"keep only the answer in {side}")]
-    return order_faults([{"role": "user", "content": "…"}, *answer], side, last="assistant")
+def _rejects(dropped: list[list[Problem]]) -> list[RejectRow]:
+    return reject_rows((problem for problems in dropped for problem in problems), stage="preferences")
 
 
-def _whole_conversation_faults(answers: dict[str, list[Message]]) -> list[Fault]:
-    chosen, rejected = answers["chosen"], answers["rejected"]
-    if chosen[0] != rejected[0] or chosen[0]["role"] == "assistant":
-        fix = "write the prompt into `prompt`, or the whole conversation into chosen and rejected"
-        return [Fault("missing_field", "prompt", "is missing, and chosen and rejected share no first turn", fix)]
-    return [fault for side in ("chosen", "rejected") for fault in order_faults(answers[side], side, last="assistant")]
+def _row(
+    answers: Answers, numbers: Mapping[str, float | None], source: str, own_id: str | None, facts: Mapping[str, Any]
+) -> PreferenceRow:
+    prompt = prompt_id(answers.prompt)
+    ids = {}
+    for index, side in enumerate((answers.chosen, answers.rejected)):
+        ids[index] = "" if side is None else completion_id(prompt, side[0]["content"], 0)
+    chosen_id, rejected_id = facts.get("chosen_id") or ids[0], facts.get("rejected_id") or ids[1]
+    return {
+        "id": own_id or content_id("pair", prompt, chosen_id, rejected_id),
+        "prompt_id": prompt,
+        "prompt": answers.prompt,
+        "chosen": answers.chosen,
+        "rejected": answers.rejected,
+        "score_chosen": numbers["score_chosen"],
+        "score_rejected": numbers["score_rejected"],
+        "weight": numbers["weight"],
+        "margin": numbers["margin"],
+        "label": numbers["label"],
+        "source": facts.get("source") or source,
+        "strategy": facts.get("strategy") or "given",
+        "chosen_id": chosen_id,
+        "rejected_id": rejected_id,
+        "chosen_finish": facts.get("chosen_finish"),
+        "rejected_finish": facts.get("rejected_finish"),
+        "evidence": facts.get("evidence") or [],
+    }
 
 
-def _number_faults(value: Mapping[str, Any], name: str) -> list[Fault]:
-    number = value.get(name)
-    if number is None:
-        return []
+_TEXTS = ("source", "strategy", "chosen_id", "rejected_id")
+_FINISHES = ("chosen_finish", "rejected_finish")
+
+
+def _facts(value: Mapping[str, Any]) -> tuple[dict[str, Any], list[Fault]]:
+    """Where a row of our own comes from. Its `prompt_id` is not among them: it is the hash of the prompt."""
+    found = {name: value[name] for name in (*_TEXTS, *_FINISHES, "evidence") if value.get(name) is not None}
+    faults = []
+    for name in _TEXTS:
+        if name in found and not (isinstance(found[name], str) and found[name].isprintable()):
+            faults.append(Fault("wrong_type", name, f"is no plain text ({json_type(found[name])})", "write a text"))
+    for name in _FINISHES:
+        if found.get(name) == "":  # CSV has no null
+            del found[name]
+        elif name in found and found[name] not in ("stop", "length"):
+            fix = "write stop (the model ended its turn), length (it was cut off), or null"
+            faults.append(Fault("wrong_value", name, f"is {found[name]!r}", fix))
+    evidence = found.get("evidence", [])
+    if evidence == "":
+        del found["evidence"]
+    elif not (isinstance(evidence, list) and all(isinstance(e, str) and e.isprintable() for e in evidence)):
+        faults.append(Fault("wrong_type", "evidence", "is no list of ids", "write a list of texts, or null"))
+    return found, faults
+
+
+def _number(number: Any, name: str) -> tuple[float | None, list[Fault]]:
     if isinstance(number, str):  # CSV has nothing but texts
+        if not number.strip():
+            return None, []
         with contextlib.suppress(ValueError):
             number = float(number)
+    if number is None:
+        return None, []
     if isinstance(number, bool) or not isinstance(number, int | float):
-        return [Fault("wrong_type", name, f"is a {json_type(number)}, not a number", "write a number or null")]
+        return None, [Fault("wrong_type", name, f"is a {json_type(number)}, not a number", "write a number or null")]
+    try:
+        number = float(number)
+    except OverflowError:
+        number = math.inf
     if not math.isfinite(number):
-        return [Fault("wrong_value", name, f"is {number}", "write a finite number, or null for none")]
+        return None, [Fault("wrong_value", name, f"is {number}", "write a finite number, or null for none")]
     if name == "weight" and number < 0:
         fix = "write 0 or more; a pair that is the wrong way round has its answers swapped"
-        return [Fault("wrong_value", name, f"is negative ({number})", fix)]
-    return []
-
-
-def candidates_faults(value: Mapping[str, Any]) -> list[Fault]:
-    """What is wrong with a candidates row: a prompt and a list of answers, texts or `Completion` objects."""
-    faults: list[Fault] = []
-    if "prompt" not in value:
-        faults.append(Fault("missing_field", "prompt", "is missing", "write a text or a list of messages"))
-    else:
-        prompt, found = messages_of(value["prompt"], "prompt")
-        faults += found or order_faults(prompt, "prompt", last="user")
-    completions = value.get("completions")
-    if not isinstance(completions, list):
-        reason = "is missing" if completions is None else f"is a {json_type(completions)}, not a list"
-        kind = "missing_field" if completions is None else "wrong_type"
-        return [*faults, Fault(kind, "completions", reason, "write a list of answers")]  # type: ignore[arg-type]
-    if not completions:
-        faults.append(Fault("empty_field", "completions", "is an empty list", "write answers, or take the row out"))
-    for index, item in enumerate(completions):
-        faults += _completion_faults(item, f"completions[{index}]")
-    return faults
-
-
-def _completion_faults(item: Any, at: str) -> list[Fault]:
-    if isinstance(item, str):
-        fault = text_fault(item, at)
-        # An empty answer is what the model said, and a judge may rate it.
-        return [] if fault is None or fault.kind == "empty_field" else [fault]
-    if not isinstance(item, dict):
-        return [Fault("wrong_type", at, f"is a {json_type(item)}", "write a text, or an object with `text`")]
-    if "text" not in item:
-        return [Fault("missing_field", f"{at}.text", "is missing", "write the answer's text")]
-    faults = [f for f in [text_fault(item["text"], f"{at}.text")] if f is not None and f.kind != "empty_field"]
-    for key in item:
-        if key not in Completion.__annotations__:
-            known = ", ".join(Completion.__annotations__)
-            faults.append(Fault("unknown_column", f"{at}.{key}", f"unknown (known: {known})", "take it out"))
-    return faults
+        return None, [Fault("wrong_value", name, f"is negative ({number})", fix)]
+    if name == "label" and not 0 <= number <= 1:
+        fix = "write the probability that the chosen answer is the better one, from 0 to 1"
+        return None, [Fault("wrong_value", name, f"is {number}", fix)]
+    return number, []

@@ -9,10 +9,11 @@ from typing import Any
 from prefloop.config import PromptsSection
 from prefloop.engine.tokens import PromptError
 from prefloop.errors import UsageError
+from prefloop.inputs.columns import Columns
 from prefloop.inputs.lima import LEFT, READ, lima_prompt, looks_like_lima
-from prefloop.inputs.messages import Fault, messages_of, order_faults
+from prefloop.inputs.messages import Fault, given_id, messages_of, order_faults
 from prefloop.inputs.problems import Problem, ProblemLog, nearest, raw_json, reject_rows, stop
-from prefloop.inputs.readers import Record, Stats, format_of, json_type, read_records
+from prefloop.inputs.readers import Record, Stats, format_of, read_records
 from prefloop.records import Message, PromptRow, RejectRow, prompt_id
 
 
@@ -27,6 +28,19 @@ class TokenLimit:
 
     count: Callable[[Sequence[Message]], int]
     limit: int
+
+    def faults(self, messages: Sequence[Message], field: str) -> list[Fault]:
+        """What keeps the model from answering these messages: too many tokens, or its template refuses them."""
+        try:
+            tokens = self.count(messages)
+        except PromptError as error:
+            fix = error.fix or "write it so that the chat template takes it"
+            return [Fault("wrong_value", field, error.what, fix)]
+        if tokens <= self.limit:
+            return []
+        reason = f"{tokens:,} tokens, {tokens - self.limit:,} more than the model takes with room for an answer "
+        fix = "shorten it, lower max_new_tokens, or take a model with a longer context"
+        return [Fault("too_long", field, f"{reason}({self.limit:,})", fix)]
 
 
 def read_prompts(
@@ -104,18 +118,20 @@ class PromptReader:
     Attributes:
         records: rows read so far, good or bad.
         stats: blank lines.
-        left: columns that were there and not read, by choice of the recipe or of the format.
+        columns: those that were there and not read, by choice of the recipe or of the format, and the unknown ones.
     """
 
     section: PromptsSection
     max_prompt_tokens: TokenLimit | None = None
     records: int = 0
     stats: Stats = field(default_factory=Stats)
-    left: set[str] = field(default_factory=set)
     lima: bool = False
-    _unknown: dict[str, tuple[int, str, int]] = field(default_factory=dict)
+    columns: Columns = field(init=False)
     _ids: dict[str, int] = field(default_factory=dict)
     _prompts: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.columns = Columns([self.section.column, "id"], self.section.ignore_columns)
 
     def stream(self) -> Iterator[Record | Problem]:
         """The records as the format gives them."""
@@ -137,34 +153,25 @@ class PromptReader:
             if first:
                 wanted = self.section.format
                 self.lima = wanted == "lima" or (wanted == "auto" and looks_like_lima(item.value, self.section.column))
+                if self.lima:
+                    self.columns = Columns([*READ, "id"], self.section.ignore_columns, LEFT)
                 first = False
             yield from self._one(item)
 
     def unknown_columns(self) -> list[Problem]:
         """One problem for each column that nobody declared, after reading."""
-        known = self._known()
-        problems = []
-        for column, (row, unit, count) in self._unknown.items():
-            meant = nearest(column, known)
-            rows = f"{count:,} row{'s' if count > 1 else ''}, the first here"
-            fix = f"did you mean {meant!r}? " if meant else ""
-            fix += f"otherwise set ignore_columns: [{column}]" if meant else f"set ignore_columns: [{column}]"
-            reason = f"unknown column in {rows} (known: {', '.join(known)})"
-            problems.append(Problem("unknown_column", self.section.path, row, column, reason, fix, unit, "fatal"))
-        return problems
-
-    def _known(self) -> list[str]:
-        return [*READ, "id"] if self.lima else [self.section.column, "id"]
+        return self.columns.problems(self.section.path)
 
     def _one(self, record: Record) -> Iterator[PromptRow | Problem]:
-        self._note_columns(record)
+        self.columns.note(record)
         messages, faults = self._messages(record.value)
-        source_id, id_faults = _source_id(record.value)
+        source_id, id_faults = given_id(record.value)
         faults += id_faults
         row: PromptRow | None = None
         if not faults:
             messages = with_system(messages, self.section.system)
-            faults += self._length_faults(messages)
+            if self.max_prompt_tokens is not None:
+                faults += self.max_prompt_tokens.faults(messages, self.columns.known[0])
             row = {"id": prompt_id(messages), "prompt": messages, "source_id": source_id}
         problems = [
             Problem(
@@ -180,17 +187,6 @@ class PromptReader:
         elif row is not None:
             yield row
 
-    def _note_columns(self, record: Record) -> None:
-        known, ignore = self._known(), self.section.ignore_columns
-        for column in record.value:
-            if column in known:
-                continue
-            if ignore == "all" or column in ignore or (self.lima and column in LEFT):
-                self.left.add(column)
-            else:
-                row, unit, count = self._unknown.get(column, (record.row, record.unit, 0))
-                self._unknown[column] = (row, unit, count + 1)
-
     def _messages(self, value: dict[str, Any]) -> tuple[list[Message], list[Fault]]:
         if self.lima:
             return lima_prompt(value.get("conversations"))
@@ -202,22 +198,6 @@ class PromptReader:
         messages, faults = messages_of(value[column], column)
         return messages, faults or order_faults(messages, column, last="user")
 
-    def _length_faults(self, messages: list[Message]) -> list[Fault]:
-        if self.max_prompt_tokens is None:
-            return []
-        field, limit = self._known()[0], self.max_prompt_tokens.limit
-        try:
-            tokens = self.max_prompt_tokens.count(messages)
-        except PromptError as error:
-            return [
-                Fault("wrong_value", field, error.what, error.fix or "write it so that the chat template takes it")
-            ]
-        if tokens <= limit:
-            return []
-        reason = f"{tokens:,} tokens, {tokens - limit:,} more than the model takes with room for an answer ({limit:,})"
-        fix = "shorten it, lower max_new_tokens, or take a model with a longer context"
-        return [Fault("too_long", field, reason, fix)]
-
     def _repeat(self, record: Record, row: PromptRow) -> Problem | None:
         """The same prompt or the same id as in an earlier row."""
         path, source = self.section.path, row["source_id"]
@@ -226,7 +206,7 @@ class PromptReader:
         if before != record.row:
             reason = f"the same prompt as in {record.unit} {before}"
             fix = "keep one of them; more answers to a prompt come from sample.n"
-            field = self._known()[0]
+            field = self.columns.known[0]
             return Problem(
                 "duplicate_prompt", path, record.row, field, reason, fix, record.unit, level="duplicate", raw=raw
             )
@@ -235,14 +215,3 @@ class PromptReader:
             fix = "give every prompt its own id, or take the column out"
             return Problem("duplicate_id", path, record.row, "id", reason, fix, record.unit, raw=raw)
         return None
-
-
-def _source_id(value: dict[str, Any]) -> tuple[str | None, list[Fault]]:
-    given = value.get("id")
-    if given is None or given == "":
-        return None, []
-    if isinstance(given, bool) or not isinstance(given, str | int):
-        return None, [Fault("wrong_type", "id", f"is a {json_type(given)}", "write a text or a whole number")]
-    if isinstance(given, str) and not given.isprintable():
-        return None, [Fault("bad_text", "id", "holds characters that cannot be printed", "write a plain text")]
-    return str(given), []

@@ -1,7 +1,7 @@
 """File formats: JSONL, JSON, CSV, Parquet and hub data sets as one stream of numbered records and problems.
 
-A reader never stops at a bad row: it yields a `Problem` and goes on where the format lets it. JSONL, CSV, Parquet and
-hub sets are read in bounded memory; a JSON array has to be read whole.
+A reader never stops at a bad row: it yields a `Problem` and goes on where the format lets it. All are read in bounded
+memory. Behind broken JSON inside an array, or a bad byte in it or in CSV, there is no going on.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from prefloop.errors import UsageError
+from prefloop.inputs import json_array
 from prefloop.inputs.problems import Problem, raw_json
 
 BOM = b"\xef\xbb\xbf"
@@ -60,6 +61,29 @@ def format_of(path: str, declared: str = "auto") -> str:
             where=path,
             fix="rename the file, or set `format`",
         )
+    return found
+
+
+def container_of(path: str) -> str:
+    """The container of preference data, whose `format` says what the columns mean and not how the file is written.
+
+    A `.json` file that does not begin with `[` is read as JSON Lines: many are published under that name.
+
+    Raises:
+        UsageError: the path says nothing about the format.
+    """
+    if not path.startswith(("hub:", "sandbox:")) and Path(path).suffix.lower() not in FORMATS:
+        known = ", ".join(FORMATS)
+        raise UsageError(
+            f"the name does not say what kind of file it is (known endings: {known})",
+            where=path,
+            fix="rename the file",
+        )
+    found = format_of(path)
+    if found == "json" and Path(path).is_file():
+        with open(path, "rb") as f:
+            head = f.read(4096).removeprefix(BOM).lstrip()
+        return "json" if not head or head.startswith(b"[") or guess_encoding(head).startswith("UTF-16") else "jsonl"
     return found
 
 
@@ -152,6 +176,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _json_reason(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"broken JSON at column {error.colno}: {error.msg}"
+    if isinstance(error, json_array.BrokenJsonError):
+        return f"broken JSON at column {error.column}: {error}"
     if isinstance(error, RecursionError):
         return "broken JSON: nested too deeply"
     return f"broken JSON: {error}"
@@ -217,31 +243,45 @@ def _read_json(path: str, stats: Stats) -> Stream:
     if (wide := _utf16_problem(path)) is not None:
         yield wide
         return
-    data = Path(path).read_bytes()
-    body = data.removeprefix(BOM)
+    with open(path, "rb") as f:
+        head = f.read(4096)
+        mark = len(BOM) if head.startswith(BOM) else 0
+        f.seek(mark)
+        number = 0
+        try:
+            if head[mark:].lstrip()[:1] != b"[":
+                yield _no_array(path, f.read())
+                return
+            for number, value in enumerate(json_array.items(f, _unique), start=1):
+                yield _as_record(path, number, value, "record")
+        except json_array.BadBytesError as error:
+            yield _encoding_problem(path, None, error.offset + mark, error.data, error.bad)
+            return
+        except (json_array.BrokenJsonError, RecursionError) as error:
+            line = error.line if isinstance(error, json_array.BrokenJsonError) else None
+            fix = "write one JSON array of objects"
+            yield Problem("broken_json", path, line, None, _json_reason(error), fix, level="fatal")
+            return
+    if number == 0:
+        yield Problem("empty_file", path, None, None, "the array is empty", "write rows to it", level="fatal")
+
+
+def _no_array(path: str, body: bytes) -> Problem:
+    """What is wrong with a file of which the first character is not that of an array."""
     try:
-        values = json.loads(body.decode("utf-8"), object_pairs_hook=_unique)
+        value = json.loads(body.decode("utf-8"), object_pairs_hook=_unique)
     except UnicodeDecodeError as error:
         near = body[max(0, error.start - 2000) : error.start + 2000]
-        at = error.start + len(data) - len(body)
-        yield _encoding_problem(path, None, at, near, min(error.start, 2000))
-        return
+        return _encoding_problem(path, None, error.start, near, min(error.start, 2000))
     except (ValueError, RecursionError) as error:
         line = error.lineno if isinstance(error, json.JSONDecodeError) else None
         lines = isinstance(error, json.JSONDecodeError) and error.msg == "Extra data"
         fix = "write one JSON array of objects"
         fix += "; one object on each line is read with `format: jsonl`" if lines else ""
-        yield Problem("broken_json", path, line, None, _json_reason(error), fix, level="fatal")
-        return
-    if not isinstance(values, list):
-        fix = "put the rows into one JSON array: [{…}, {…}]"
-        reason = f"the file holds one {json_type(values)}, not an array of rows"
-        yield Problem("not_an_object", path, None, None, reason, fix, level="fatal")
-        return
-    if not values:
-        yield Problem("empty_file", path, None, None, "the array is empty", "write rows to it", level="fatal")
-    for number, value in enumerate(values, start=1):
-        yield _as_record(path, number, value, "record")
+        return Problem("broken_json", path, line, None, _json_reason(error), fix, level="fatal")
+    fix = "put the rows into one JSON array: [{…}, {…}]"
+    reason = f"the file holds one {json_type(value)}, not an array of rows"
+    return Problem("not_an_object", path, None, None, reason, fix, level="fatal")
 
 
 # ------------------------------------------------------------------------------------------------------------- CSV

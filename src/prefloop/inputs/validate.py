@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from prefloop.config import PromptsSection
+from prefloop.config import PreferencesSection, PromptsSection
 from prefloop.errors import UsageError
-from prefloop.inputs.messages import Fault
-from prefloop.inputs.preferences import (
-    CANDIDATES_COLUMNS,
-    PREFERENCE_COLUMNS,
-    candidates_faults,
-    kind_of,
-    preference_faults,
-)
-from prefloop.inputs.problems import Problem, ProblemLog, nearest, raw_json
+from prefloop.inputs.candidates import CANDIDATES_COLUMNS, candidates_faults
+from prefloop.inputs.columns import Columns
+from prefloop.inputs.layouts import LAYOUTS, layout_of
+from prefloop.inputs.preferences import PreferenceReader
+from prefloop.inputs.problems import Problem, ProblemLog, raw_json
 from prefloop.inputs.prompts import PromptReader, TokenLimit
-from prefloop.inputs.readers import Record, format_of
+from prefloop.inputs.readers import Record, Stats, Stream, container_of, format_of, read_records
 from prefloop.inputs.tokens import token_limit
 
 if TYPE_CHECKING:
@@ -34,9 +30,10 @@ class FileReport:
     Attributes:
         path: the source.
         kind: prompts, preference or candidates.
+        layout: what the columns of preference data mean (`inputs.layouts`); None of other rows.
         rows, valid: records read, and those of them that can be used.
         blank_lines: skipped, which is allowed.
-        left_columns: there and not read, by choice.
+        left_columns: there and not read, by choice or because the format has them: in how many rows.
         log: the problems; all are counted, the first are kept.
     """
 
@@ -45,7 +42,8 @@ class FileReport:
     rows: int
     valid: int
     blank_lines: int
-    left_columns: list[str]
+    left_columns: dict[str, int]
+    layout: str | None = None
     log: ProblemLog = field(default_factory=ProblemLog)
 
     @property
@@ -62,6 +60,7 @@ class FileReport:
         return {
             "path": self.path,
             "kind": self.kind,
+            "format": self.layout,
             "ok": self.ok,
             "rows": self.rows,
             "valid": self.valid,
@@ -77,11 +76,12 @@ class FileReport:
         from rich.table import Table
         from rich.text import Text
 
-        head = f"{self.path}: {self.rows:,} {self.kind} rows, {self.valid:,} valid"
+        read_as = "" if self.layout is None else f" (read as {self.layout})"
+        head = f"{self.path}: {self.rows:,} {self.kind} rows{read_as}, {self.valid:,} valid"
         if self.blank_lines:
             head += f", {self.blank_lines:,} blank lines skipped"
         if self.left_columns:
-            head += f"; not read: {', '.join(self.left_columns)}"
+            head += f"; not read: {', '.join(f'{name} ({n:,} rows)' for name, n in self.left_columns.items())}"
         parts: list[RenderableType] = [Text(head)]
         if self.log.kept:
             table = Table("row", "field", "problem", "fix", show_edge=False, pad_edge=False)
@@ -101,121 +101,139 @@ class FileReport:
         return Group(*parts)
 
 
+KINDS = ("auto", "prompts", "preferences", "candidates")
+
+
 def validate_file(
     path: Path | str,
     *,
     file_format: str = "auto",
+    kind: str = "auto",
     column: str = "prompt",
     ignore_columns: Sequence[str] = (),
     model: str | None = None,
     max_prompt_tokens: TokenLimit | None = None,
     keep: int = 1000,
 ) -> FileReport:
-    """Check every row of a file; what its rows are goes by the keys of the first.
+    """Check every row of a file, as a run would read it.
 
     Args:
         path: a file, or `hub:ORG/NAME`.
-        file_format, column, ignore_columns: as in a recipe's prompts section.
+        file_format: as in a recipe's prompts or preferences section.
+        kind: what the rows are; auto goes by the format, and by the keys of the first. LIMA's conversations are
+            prompts then: they can be either.
+        column, ignore_columns: as in a recipe's prompts section; `["all"]` ignores every other column.
         model: also report prompts that do not fit the context of this model (hub id, folder, `sandbox`).
         max_prompt_tokens: the same, with a counter at hand.
         keep: problems kept with their text; all are counted.
 
     Raises:
-        UsageError: an unknown format, a hub set that cannot be loaded.
+        UsageError: an unknown format or kind, a hub set that cannot be loaded.
     """
-    if file_format not in get_args(PromptsSection.model_fields["format"].annotation):
-        known = ", ".join(get_args(PromptsSection.model_fields["format"].annotation))
+    if kind not in KINDS:
+        raise UsageError(f"unknown kind {kind!r}", where="--kind", fix=f"use one of: {', '.join(KINDS)}")
+    of_prompts = get_args(PromptsSection.model_fields["format"].annotation)
+    if file_format not in (*of_prompts, *LAYOUTS):
+        known = ", ".join(dict.fromkeys((*of_prompts, *LAYOUTS)))
         raise UsageError(f"unknown format {file_format!r}", where="--format", fix=f"use one of: {known}")
-    section = PromptsSection.model_validate(
-        {"path": str(path), "format": file_format, "column": column, "ignore_columns": list(ignore_columns)}
+    if kind == "auto" and file_format in LAYOUTS and file_format not in of_prompts:
+        kind = "preferences"
+    layout = file_format if file_format in LAYOUTS else "auto"
+    ignore: Any = "all" if list(ignore_columns) == ["all"] else list(ignore_columns)
+    common = {"path": str(path), "ignore_columns": ignore}
+    prompts = PromptsSection.model_validate(
+        common | {"format": file_format if file_format in of_prompts else "auto", "column": column}
     )
-    if format_of(section.path, section.format) == "sandbox":
-        raise UsageError("the sandbox's prompts are made, not read", where=section.path, fix="name a file")
+    preferences = PreferencesSection.model_validate(common | {"format": layout})
+    if prompts.path.startswith("sandbox:"):
+        raise UsageError("the sandbox's prompts are made, not read", where=prompts.path, fix="name a file")
+    if kind == "preferences" and file_format in ("auto", *LAYOUTS):
+        container = container_of(prompts.path)
+    else:
+        container = format_of(prompts.path, prompts.format)
     if model is not None:
         max_prompt_tokens = token_limit(model)
-    reader = PromptReader(section, max_prompt_tokens)
+    stats = Stats()
+    stream: Stream = read_records(prompts.path, container, stats, prompts.split)
+    if kind == "auto":
+        kind, stream = _kind(stream, column)
     log = ProblemLog(keep)
-    stream = reader.stream()
+    if kind == "preferences":
+        pairs = PreferenceReader(preferences, max_prompt_tokens)
+        valid = _log_all(pairs.read(stream), log)
+        _log_all([(None, pairs.unknown_columns())], log)
+        found = pairs.layout.name if pairs.layout else None
+        return FileReport(
+            *(prompts.path, "preference", pairs.records, valid, stats.blank_lines),
+            *(_sorted(pairs.columns), found, log),
+        )
+    if kind == "candidates":
+        check = _Candidates(prompts)
+        valid = _log_all(check.read(stream), log)
+        left = _sorted(check.columns)
+        return FileReport(prompts.path, kind, check.rows, valid, stats.blank_lines, left, None, log)
+    reader = PromptReader(prompts, max_prompt_tokens)
+    items = ((None, [i]) if isinstance(i, Problem) else (i, []) for i in reader.read(stream))
+    valid = _log_all(items, log)
+    _log_all([(None, reader.unknown_columns())], log)
+    return FileReport(
+        prompts.path, "prompts", reader.records, valid, stats.blank_lines, _sorted(reader.columns), None, log
+    )
+
+
+def _kind(stream: Stream, column: str) -> tuple[str, Stream]:
+    """What the rows are, by the keys of the first good record; and the stream, whole."""
     head: list[Record | Problem] = []
-    for item in stream:  # up to the first good record: its keys say what the rows are
+    kind = "prompts"
+    for item in stream:
         head.append(item)
         if isinstance(item, Record):
+            if "completions" in item.value:
+                kind = "candidates"
+            elif (layout := layout_of(item.value)) is not None and layout.name != "lima" and column == "prompt":
+                kind = "preferences"
             break
-    kind = kind_of(head[-1].value) if head and isinstance(head[-1], Record) else "prompts"
-    rest = itertools.chain(head, stream)
-    if kind == "prompts":
-        valid = 0
-        for found in reader.read(rest):
-            if isinstance(found, Problem):
-                log.add(found)
-            else:
-                valid += 1
-        for problem in reader.unknown_columns():
+    return kind, itertools.chain(head, stream)
+
+
+def _log_all(read: Iterable[tuple[Any, list[Problem]]], log: ProblemLog) -> int:
+    """Log the problems, and count the rows that have none."""
+    valid = 0
+    for row, problems in read:
+        valid += row is not None
+        for problem in problems:
             log.add(problem)
-        rows, left = reader.records, sorted(reader.left)
-    else:
-        check = _Check(section, kind)
-        for problem in check.problems(rest):
-            log.add(problem)
-        rows, valid, left = check.rows, check.valid, sorted(check.left)
-    return FileReport(section.path, kind, rows, valid, reader.stats.blank_lines, left, log)
+    return valid
 
 
-class _Check:
-    """Preference or candidates rows, one after another."""
+def _sorted(columns: Columns) -> dict[str, int]:
+    return dict(sorted(columns.left.items()))
 
-    def __init__(self, section: PromptsSection, kind: str) -> None:
-        self.section = section
-        self.faults: Callable[[Mapping[str, Any]], list[Fault]]
-        self.faults = preference_faults if kind == "preference" else candidates_faults
-        self.known: Sequence[str] = PREFERENCE_COLUMNS if kind == "preference" else CANDIDATES_COLUMNS
-        self.rows = self.valid = 0
-        self.left: set[str] = set()
-        self.unknown: dict[str, tuple[Record, int]] = {}
-        self.seen: dict[str, int] = {}
 
-    def problems(self, stream: Iterator[Record | Problem]) -> Iterator[Problem]:
-        path = self.section.path
+class _Candidates:
+    """Candidates rows, one after another."""
+
+    def __init__(self, section: PromptsSection) -> None:
+        self.path = section.path
+        self.rows = 0
+        self.columns = Columns(CANDIDATES_COLUMNS, section.ignore_columns)
+        self._ids: dict[str, int] = {}
+
+    def read(self, stream: Stream) -> Iterator[tuple[Record | None, list[Problem]]]:
         for item in stream:
+            self.rows += isinstance(item, Record) or item.level != "fatal"
             if isinstance(item, Problem):
-                self.rows += item.level != "fatal"
-                yield item
+                yield None, [item]
                 continue
-            self.rows += 1
-            self._note_columns(item)
-            faults = self.faults(item.value)
-            for f in faults:
-                raw = raw_json(item.value)
-                yield Problem(f.kind, path, item.row, f.field, f.reason, f.fix, item.unit, raw=raw)
-            repeat = self._repeat(item)
-            if repeat is not None:
-                yield repeat
-            self.valid += not faults and repeat is None
-        for column, (first, count) in self.unknown.items():
-            meant = nearest(column, self.known)
-            reason = f"unknown column in {count:,} rows, the first here (known: {', '.join(self.known)})"
-            fix = (f"did you mean {meant!r}? " if meant else "") + f"otherwise set ignore_columns: [{column}]"
-            yield Problem("unknown_column", path, first.row, column, reason, fix, first.unit, "fatal")
-
-    def _note_columns(self, record: Record) -> None:
-        ignore = self.section.ignore_columns
-        for column in record.value:
-            if column in self.known:
-                continue
-            if ignore == "all" or column in ignore:
-                self.left.add(column)
-            else:
-                first, count = self.unknown.get(column, (record, 0))
-                self.unknown[column] = (first, count + 1)
-
-    def _repeat(self, record: Record) -> Problem | None:
-        given = record.value.get("id")
-        if not isinstance(given, str) or not given:
-            return None
-        before = self.seen.setdefault(given, record.row)
-        if before == record.row:
-            return None
-        reason = f"the id {given!r} is that of {record.unit} {before} too"
-        return Problem(
-            "duplicate_id", self.section.path, record.row, "id", reason, "give every row its own", record.unit
-        )
+            self.columns.note(item)
+            place, raw = (self.path, item.row), raw_json(item.value)
+            problems = [
+                Problem(f.kind, *place, f.field, f.reason, f.fix, item.unit, raw=raw)
+                for f in candidates_faults(item.value)
+            ]
+            given = item.value.get("id")
+            if isinstance(given, str) and given and (before := self._ids.setdefault(given, item.row)) != item.row:
+                reason = f"the id {given!r} is that of {item.unit} {before} too"
+                problems.append(Problem("duplicate_id", *place, "id", reason, "give every row its own", item.unit))
+            yield (None if problems else item), problems
+        yield None, self.columns.problems(self.path)

@@ -15,7 +15,7 @@ from prefloop.config import PairSection
 from prefloop.errors import UsageError
 from prefloop.pairs.filters import drop_reason, reject_reason, usable_answers
 from prefloop.pairs.strategies import STRATEGIES, Pair, ranked
-from prefloop.records import PreferenceRow, RejectRow, ScoredRow, canonical_json, content_id
+from prefloop.records import Message, PreferenceRow, RejectRow, ScoredRow, canonical_json, content_id
 
 
 class Built(NamedTuple):
@@ -72,9 +72,14 @@ def build_pairs(rows: Iterable[ScoredRow], section: PairSection, seed: int, sour
     counts |= {f"answers_left_out/{reason}": count for reason, count in sorted(answers_left_out.items()) if count}
     if pairs:
         # If the chosen answers are the longer ones, length is what the policy will learn.
-        counts["mean_chars_chosen"] = sum(len(pair["chosen"][0]["content"]) for pair in pairs) / len(pairs)
-        counts["mean_chars_rejected"] = sum(len(pair["rejected"][0]["content"]) for pair in pairs) / len(pairs)
+        counts["mean_chars_chosen"] = _mean_chars(pair["chosen"] for pair in pairs)
+        counts["mean_chars_rejected"] = _mean_chars(pair["rejected"] for pair in pairs)
     return Built(pairs, rejects, counts)
+
+
+def _mean_chars(answers: Iterable[list[Message] | None]) -> float:
+    lengths = [len(message["content"]) for answer in answers for message in answer or ()]
+    return sum(lengths) / len(lengths)
 
 
 def _check(row: ScoredRow) -> None:
@@ -104,6 +109,7 @@ def _preference(row: ScoredRow, pair: Pair, strategy: str, source: str) -> Prefe
         "score_rejected": rejected.score,
         "weight": None,
         "margin": None,
+        "label": None,
         "source": source,
         "strategy": strategy,
         "chosen_id": chosen.completion["id"],

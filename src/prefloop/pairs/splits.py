@@ -83,7 +83,7 @@ def overlap(train: Iterable[Prompt], evaluation: Iterable[Prompt]) -> list[str]:
     Two prompts match when their words are equal up to case, Unicode form, white space and punctuation, or when they
     share 13 consecutive words (which shorter prompts cannot), or 20 consecutive characters of which at least half are
     Chinese or Japanese. System messages are left out: they are meant to be the same.
-    Memory grows with the evaluation prompts only.
+    Memory grows with the evaluation prompts, and by one hash for each training prompt.
     """
     texts: dict[tuple[str, ...], list[str]] = {}
     grams: dict[tuple[str, ...], list[str]] = {}
@@ -96,13 +96,14 @@ def overlap(train: Iterable[Prompt], evaluation: Iterable[Prompt]) -> list[str]:
             grams.setdefault(gram, []).append(row["id"])
     found: set[str] = set()
     seen: Counter[tuple[str, ...]] = Counter()
-    trained: set[tuple[str, ...]] = set()
+    trained: set[str] = set()
     for row in train:
         text = _text(row["prompt"])
         words = _words(text)
-        if words in trained:  # a prompt repeated in training does not make its words boilerplate
+        name = content_id(*words)
+        if name in trained:  # a prompt repeated in training does not make its words boilerplate
             continue
-        trained.add(words)
+        trained.add(name)
         found.update(texts.get(words, ()))
         seen.update(gram for gram in _grams(text) if gram in grams)
     for gram, count in seen.items():

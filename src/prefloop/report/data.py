@@ -23,15 +23,19 @@ CARD = {
     "null_rate": ("No verdict", "calls without a verdict, left out and counted", 0.0),
     "label_mass": ("Label mass", "mean probability of the labels together", 1.0),
 }
-ORDER = ("prompts", "sample", "rate", "pair", "train", "merge", "heldout", "evaluate")
+ORDER = ("prompts", "preferences", "sample", "rate", "pair", "train", "merge", "heldout", "evaluate")
 UNITS = {
     "prompts": "prompts",
+    "preferences": "rows",
     "heldout": "held-out prompts",
     "sample": "prompts sampled",
     "rate": "prompts rated",
     "pair": "pairs",
     "evaluate": "prompts compared",
 }
+# What a training counts, by its objective; pairs where it is none of these.
+ROWS_OF = {"sft": "answers", "kto": "answers", "plackett_luce": "lists"}
+KEPT = {"pairs": "pairs", "good": "good answers", "bad": "bad answers"}
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,8 @@ def collect(run: RunDir) -> dict[str, Any]:
         "unfinished": unfinished,
         "facts": _facts(manifest, recipe, events),
         "win": _win(evaluate.get("win_rate")),
+        "no_win": (evaluate.get("not_measured") or {}).get("win_rate"),
+        "validation": _validation(parts),
         "measures": measures(evaluate),
         "lengths": evaluate.get("lengths"),
         "rounds": _rounds(parts),
@@ -124,9 +130,10 @@ def _facts(manifest: dict[str, Any], recipe: dict[str, Any], events: list[dict[s
     loaded = [e for e in events if e["kind"] == "model_loaded" and e.get("device")]
     devices = [str(e["device"]) for e in loaded]
     model = recipe.get("model") or {}
-    rate = recipe.get("rate") or {}
+    rate = recipe.get("rate") or (recipe.get("evaluate") or {}).get("judge") or {}
     facts = [
         ("Model", model.get("path")),
+        ("Preferences", (recipe.get("preferences") or {}).get("path")),
         ("Signal", " ".join(str(rate[k]) for k in ("type", "mode", "callable") if rate.get(k))),
         ("Objective", ((recipe.get("train") or {}).get("objective") or {}).get("type")),
         ("Device", ", ".join(dict.fromkeys(devices))),
@@ -157,6 +164,18 @@ def _win(win: dict[str, Any] | None) -> dict[str, Any] | None:
         "same": "No detectable difference from the base",
     }
     return {**win, "says_nothing": False, "verdict": verdict, "words": words[verdict]}
+
+
+def _validation(parts: list[Part]) -> list[dict[str, Any]]:
+    """Loss and reward accuracy on the rows kept from training, before and after the last round's."""
+    found = ((_last(parts, "train") or {}).get("extra") or {}).get("validation") or {}
+    before, after = found.get("before") or {}, found.get("after") or {}
+    names = {"loss": "loss", "rewards/accuracies": "reward accuracy"}
+    return [
+        {"key": key, "name": name, "before": before[key], "after": after[key]}
+        for key, name in names.items()
+        if all(isinstance(side.get(key), int | float) and math.isfinite(side[key]) for side in (before, after))
+    ]
 
 
 def _rounds(parts: list[Part]) -> list[dict[str, Any]]:
@@ -197,6 +216,9 @@ def _counted(verb: str, success: dict[str, Any]) -> dict[str, Any]:
     }
     if rows:
         step |= {"count": rows["kept"], "unit": UNITS.get(verb, "rows"), "kept": rows["kept"]}
+    if verb == "preferences":
+        found = [f"{counts[name]:,.0f} {what}" for name, what in KEPT.items() if counts.get(name)]
+        step["detail"] = f"({', '.join(found)})" if found else ""
     if verb == "sample" and counts.get("answers"):
         step |= {"count": counts["answers"], "unit": "answers", "detail": f"to {rows.get('kept', 0):,} prompts"}
         step["cut_off"] = counts.get("cut_off", 0) / counts["answers"]
@@ -204,7 +226,8 @@ def _counted(verb: str, success: dict[str, Any]) -> dict[str, Any]:
         step |= {"count": counts["answers"] - counts.get("unscored", 0), "unit": "answers scored"}
     if verb == "train" and extra.get("steps"):
         lost = extra.get("rejected") or {}
-        step |= {"count": extra["steps"], "unit": "steps", "detail": f"on {extra['pairs']:,} pairs"}
+        of = ROWS_OF.get((extra.get("objective") or {}).get("type", ""), "pairs")
+        step |= {"count": extra["steps"], "unit": "steps", "detail": f"on {extra['pairs']:,} {of}"}
         step |= {"rejected": sum(lost.values()), "kept": extra["pairs"], "reasons": sorted(lost.items())}
     return step
 
@@ -257,6 +280,7 @@ def _repeat(manifest: dict[str, Any], recipe: dict[str, Any], parts: list[Part])
         ("base model", (settings.get("evaluate", {}).get("base") or {}).get("weights")),
         ("prompts", settings.get("prompts", {}).get("content") or settings.get("prompts", {}).get("code")),
         ("held-out prompts", settings.get("heldout", {}).get("content") or settings.get("heldout", {}).get("code")),
+        ("preferences", settings.get("preferences", {}).get("content")),
         ("pairs", (_last(parts, "pair") or {}).get("content")),
         ("aligned model", (_last(parts, "merge") or {}).get("content")),
     ]

@@ -138,14 +138,17 @@ def histograms(stages: Iterable[tuple[str, StageDir]]) -> list[dict[str, Any]]:
     if "rate" in last:
         scores = [s for row in last["rate"].rows() for s in row["scores"] if s is not None]
         pictures.append(_histogram("Scores of all answers", "share of answers, %", [("all", scores, 3)]))
-    if "pair" in last:
+    # Of preferences that were there already, one of the two answers may be missing.
+    pairs = last.get("pair") or last.get("preferences")
+    if pairs is not None:
         scores_of: dict[str, list[float]] = {"chosen": [], "rejected": []}
         lengths_of: dict[str, list[float]] = {"chosen": [], "rejected": []}
-        for row in last["pair"].rows():
+        for row in pairs.rows():
             for side in ("chosen", "rejected"):
                 if row[f"score_{side}"] is not None:
                     scores_of[side].append(row[f"score_{side}"])
-                lengths_of[side].append(sum(len(m["content"]) for m in row[side]))
+                if row[side] is not None:
+                    lengths_of[side].append(sum(len(m["content"]) for m in row[side]))
         for title, of in (("Scores of the pairs", scores_of), ("Lengths of the pairs, characters", lengths_of)):
             groups = [("chosen", of["chosen"], 0), ("rejected", of["rejected"], 1)]
             pictures.append(_histogram(title, "share of pairs, %", groups))

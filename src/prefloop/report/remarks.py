@@ -41,6 +41,11 @@ def remarks(
         for m in data["measures"]
         if m["says_nothing"]
     ]
+    if data["no_win"]:
+        found.append(
+            "No win rate was measured, as nobody compared the answers (evaluate.judge). That the model fits its "
+            "training data, or what was kept back of it, does not say that its answers are better."
+        )
     if win and _judges_itself(recipe):
         found.append(
             "The signal that made the pairs also measured the result. It may reward what it was trained to like: "
@@ -58,6 +63,8 @@ def remarks(
 
 def _judges_itself(recipe: dict[str, Any]) -> bool:
     """Whether the same model or function rated and measured; how it was asked makes no difference."""
+    if recipe.get("preferences"):
+        return False
     judge = (recipe.get("evaluate") or {}).get("judge")
     return bool(recipe) and (judge is None or _who(judge, recipe) == _who(recipe.get("rate") or {}, recipe))
 

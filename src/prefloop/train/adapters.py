@@ -75,8 +75,12 @@ def add_lora(model: Any, section: LoraSection) -> Any:
     return adapted
 
 
-def save(model: Any, folder: Path) -> None:
-    """Write the adapter, or without one all weights, as safetensors with their configuration."""
+def save(model: Any, folder: Path, state: Mapping[str, torch.Tensor] | None = None) -> None:
+    """Write the adapter, or without one all weights, as safetensors with their configuration.
+
+    Args:
+        state: the weights of a sharded model, gathered; None where the model holds them.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if hasattr(model, "peft_config"):
         for config in model.peft_config.values():
@@ -84,9 +88,9 @@ def save(model: Any, folder: Path) -> None:
             if not isinstance(config.target_modules, str):
                 config.target_modules = sorted(config.target_modules)
         # Otherwise peft asks the hub whether the base's vocabulary was changed.
-        model.save_pretrained(folder, save_embedding_layers=False)
+        model.save_pretrained(folder, save_embedding_layers=False, state_dict=state)
     else:
-        _save_weights(model, folder)
+        _save_weights(model, folder, state=state)
 
 
 def merge(
@@ -133,7 +137,9 @@ def merge(
     }
 
 
-def _save_weights(model: Any, folder: Path, max_shard_size: str = "5GB") -> None:
+def _save_weights(
+    model: Any, folder: Path, max_shard_size: str = "5GB", state: Mapping[str, torch.Tensor] | None = None
+) -> None:
     """`save_pretrained` with the generation configuration as it came.
 
     Some checkpoints on the hub hold sampling settings without `do_sample`; transformers loads them, but some versions
@@ -142,7 +148,7 @@ def _save_weights(model: Any, folder: Path, max_shard_size: str = "5GB") -> None
     own = model.generation_config
     model.generation_config = type(own)()
     try:
-        model.save_pretrained(folder, max_shard_size=max_shard_size)
+        model.save_pretrained(folder, max_shard_size=max_shard_size, state_dict=state)
     finally:
         model.generation_config = own
     own.to_json_file(folder / "generation_config.json")

@@ -10,6 +10,7 @@ import torch
 from prefloop.config import ModelSection, TrainSection
 from prefloop.engine.load import adapter_base, choose_device, choose_dtype, load_config, resolve_model_path
 from prefloop.errors import UsageError
+from prefloop.train.launch import launcher
 from prefloop.train.precision import Precision
 
 
@@ -18,7 +19,7 @@ def check_trainable(model: ModelSection, section: TrainSection) -> Precision:
 
     Raises:
         UsageError: the model is an unmerged adapter or quantised, or cannot be found; no training in this dtype or on
-            this device; a tracker that is not installed; several processes.
+            this device; a tracker or an accelerate configuration that is not there.
     """
     if adapter_base(resolve_model_path(model.path)) is not None:
         raise UsageError(
@@ -27,14 +28,36 @@ def check_trainable(model: ModelSection, section: TrainSection) -> Precision:
             fix="merge it first, in Python, and train the merged model: prefloop.train.run.merge("
             "ModelSection(path=BASE), Path(ADAPTER), Path(MERGED), MergeSection())",
         )
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError("training runs in one process", fix="start it without torchrun or accelerate launch")
+    if section.launch is not None:
+        launcher(section.launch)
+    if section.lora is not None and section.lora.quantize is not None:
+        _check_bitsandbytes()
+        if is_sharded() or (section.launch is not None and section.launch.config in ("fsdp2", "zero3")):
+            raise UsageError(
+                "a quantised base is not shared out over processes",
+                where="train.lora.quantize",
+                fix="take train.launch=ddp, or leave train.lora.quantize out",
+            )
     _check_trackers(section.report_to)
     device = choose_device(model.device)
+    rank, _ = in_group()
+    if rank is not None and device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     refuse_quantised(load_config(model), model.path)
     dtype = choose_dtype(model, device)
     assert isinstance(dtype, torch.dtype), "a quantised model was refused above"
-    return Precision.choose(device, dtype)
+    return Precision.choose(device, dtype, grouped=rank is not None)
+
+
+def in_group() -> tuple[int | None, int]:
+    """(this process's place, processes) in a group that accelerate or torchrun started; (None, 1) outside of one."""
+    rank = os.environ.get("RANK")
+    return (None, 1) if rank is None else (int(rank), int(os.environ["WORLD_SIZE"]))
+
+
+def is_sharded() -> bool:
+    """Whether accelerate shares the model's weights out over the processes of this group (FSDP, DeepSpeed)."""
+    return any(os.environ.get(f"ACCELERATE_USE_{kind}") == "true" for kind in ("FSDP", "DEEPSPEED"))
 
 
 def refuse_quantised(config: Any, name: str) -> None:
@@ -48,6 +71,17 @@ def refuse_quantised(config: Any, name: str) -> None:
             "the weights are quantised; training them, or merging into them, would lose what was learnt",
             where=name,
             fix="use the checkpoint that it was quantised from",
+        )
+
+
+def _check_bitsandbytes() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("bitsandbytes") is None:
+        raise UsageError(
+            "bitsandbytes is not installed",
+            where="train.lora.quantize",
+            fix="pip install bitsandbytes (or prefloop[qlora])",
         )
 
 

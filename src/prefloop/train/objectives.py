@@ -1,86 +1,297 @@
-"""An objective ties pairs to a loss: what it needs, the loss of each pair, and what to show of it.
+"""An objective ties examples to a loss: what it reads, the loss of each example, and what to show of it.
 
-Objectives see only small vectors, never a model, a layout or a row. Shape letter: n pairs.
+Objectives see only small vectors, never a model, a layout or a row. Shape letters: n examples, R responses, K
+responses of an example.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from prefloop.config import DpoObjectiveSection
 from prefloop.train import losses
+from prefloop.train.encode import Takes
 
 
 @dataclass(frozen=True)
-class PairLogprobs:
-    """Summed log-probabilities of pairs and the columns that travel with them; all [n], float32.
+class Scored:
+    """Summed log-probabilities of a micro-batch and the columns that travel with them; float32.
 
     Attributes:
-        policy_chosen, policy_rejected: under the model in training; these carry the gradient.
-        reference_chosen, reference_rejected: under the frozen start.
-        tokens_chosen, tokens_rejected: scored tokens, end of turn included.
-        weight, margin: the rows' columns; 1 and 0 where a row has none.
+        policy: [R], under the model in training; carries the gradient.
+        reference: [R], under the frozen start; NaN where the objective asks for none.
+        tokens: [R], scored tokens, end of turn included.
+        counts: responses of each example.
+        weight, margin, label: [n], the rows' columns; 1, 0 and 1 where a row has none.
+        drift: the mean log-ratio of the whole step's answers to other prompts, at least 0; see `Objective.drifts`.
     """
 
-    policy_chosen: Tensor
-    policy_rejected: Tensor
-    reference_chosen: Tensor
-    reference_rejected: Tensor
-    tokens_chosen: Tensor
-    tokens_rejected: Tensor
+    policy: Tensor
+    reference: Tensor
+    tokens: Tensor
+    counts: tuple[int, ...]
     weight: Tensor
     margin: Tensor
+    label: Tensor
+    drift: float = 0.0
 
-    def at_start(self) -> PairLogprobs:
-        """The same pairs as a policy that equals its reference sees them: all log-ratios are 0."""
-        return replace(self, policy_chosen=self.reference_chosen, policy_rejected=self.reference_rejected)
+    def at_start(self) -> Scored:
+        """The same examples as a policy that equals its reference sees them: all log-ratios are 0."""
+        return replace(self, policy=self.reference, drift=0.0)
+
+    def pairs(self, values_R: Tensor) -> tuple[Tensor, Tensor]:
+        """(chosen [n], rejected [n]) of a vector over responses."""
+        values_n2 = values_R.view(-1, 2)
+        return values_n2[:, 0], values_n2[:, 1]
+
+    def lists(self, values_R: Tensor) -> Tensor:
+        """A vector over responses as [n, K], padded with 0 where an example has fewer than the most; see `present`."""
+        parts = torch.split(values_R, list(self.counts))
+        return torch.nn.utils.rnn.pad_sequence(list(parts), batch_first=True)
+
+    def present(self) -> Tensor:
+        """[n, K], bool: where `lists` holds a response."""
+        counts_n = torch.tensor(self.counts, device=self.policy.device)
+        return torch.arange(max(self.counts), device=self.policy.device) < counts_n[:, None]
+
+
+Metrics = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Objective:
-    """How one method trains on pairs.
+    """How one method trains.
 
     Attributes:
+        takes: what it reads from preference rows.
         needs_reference: whether reference log-probabilities must be computed.
-        losses: the unweighted loss of each pair, [n].
-        metrics: name -> [n], without gradient; the trainer averages them over rows.
+        losses: (scored, the recipe's objective section) -> the unweighted loss of each example, [n].
+        metrics: name -> [n], without gradient; the trainer averages them over examples.
+        drifts: whether the loss is measured from `Scored.drift`, which takes one more forward pass per step.
+        per_token: the step's loss is divided by its scored tokens and not by its examples.
     """
 
+    takes: Takes
     needs_reference: bool
-    losses: Callable[[PairLogprobs, DpoObjectiveSection], Tensor]
-    metrics: Callable[[PairLogprobs, DpoObjectiveSection], dict[str, Tensor]]
+    losses: Callable[[Scored, Any], Tensor]
+    metrics: Callable[[Scored, Any], Metrics]
+    drifts: bool = False
+    per_token: Callable[[Any], bool] = field(default=lambda section: False)
 
 
-def _dpo_losses(pairs: PairLogprobs, section: DpoObjectiveSection) -> Tensor:
-    return losses.dpo(
-        pairs.policy_chosen,
-        pairs.policy_rejected,
-        pairs.reference_chosen,
-        pairs.reference_rejected,
+def _anchored(loss: Callable[..., Tensor], scored: Scored, section: Any, **settings: Any) -> Tensor:
+    """A loss of two log-ratios with its columns, plus the recipe's likelihood term."""
+    chosen_n, rejected_n = scored.pairs(scored.policy)
+    losses_n = loss(
+        chosen_n,
+        rejected_n,
+        *scored.pairs(scored.reference),
         beta=section.beta,
+        margin=scored.margin,
+        **settings,
+    )
+    return losses_n + _likelihood(scored, chosen_n, section)
+
+
+def _likelihood(scored: Scored, chosen_n: Tensor, section: Any) -> Tensor:
+    weight: float = section.sft_weight
+    if not weight:
+        return torch.zeros_like(chosen_n)
+    return weight * losses.sft(chosen_n, scored.pairs(scored.tokens)[0])
+
+
+def _dpo(scored: Scored, section: Any) -> Tensor:
+    if section.kind == "discopop":
+        return _anchored(losses.discopop, scored, section, label=scored.label)
+    if section.kind == "exo":
+        smoothing = section.label_smoothing or EXO_SMOOTHING
+        return _anchored(losses.exo, scored, section, label=scored.label, label_smoothing=smoothing)
+    return _anchored(
+        losses.dpo,
+        scored,
+        section,
+        kind=section.kind,
+        label=scored.label,
         label_smoothing=section.label_smoothing,
-        margin=pairs.margin,
+        lengths=scored.pairs(scored.tokens),
     )
 
 
-def _dpo_metrics(pairs: PairLogprobs, section: DpoObjectiveSection) -> dict[str, Tensor]:
+def _sppo(scored: Scored, section: Any) -> Tensor:
+    return _anchored(losses.sppo, scored, section, win_chosen=scored.label, win_rejected=1 - scored.label)
+
+
+def _simpo(scored: Scored, section: Any) -> Tensor:
+    chosen_n, rejected_n = scored.pairs(scored.policy)
+    losses_n = losses.simpo(
+        chosen_n,
+        rejected_n,
+        lengths=scored.pairs(scored.tokens),
+        beta=section.beta,
+        gamma=section.gamma,
+        margin=scored.margin,
+        label=scored.label,
+    )
+    return losses_n + _likelihood(scored, chosen_n, section)
+
+
+def _cpo(scored: Scored, section: Any) -> Tensor:
+    return losses.cpo(
+        *scored.pairs(scored.policy),
+        beta=section.beta,
+        nll_weight=section.nll_weight,
+        margin=scored.margin,
+        label=scored.label,
+    )
+
+
+def _orpo(scored: Scored, section: Any) -> Tensor:
+    return losses.orpo(
+        *scored.pairs(scored.policy),
+        lengths=scored.pairs(scored.tokens),
+        odds_weight=section.odds_weight,
+        margin=scored.margin,
+        label=scored.label,
+    )
+
+
+def _kto(scored: Scored, section: Any) -> Tensor:
+    return losses.kto(
+        scored.policy,
+        scored.reference,
+        desirable=scored.label > 0.5,
+        z0=scored.drift,
+        beta=section.beta,
+        desirable_weight=section.desirable_weight,
+        undesirable_weight=section.undesirable_weight,
+        margin=scored.margin,
+    )
+
+
+def _plackett_luce(scored: Scored, section: Any) -> Tensor:
+    return losses.plackett_luce(
+        scored.lists(scored.policy), scored.lists(scored.reference), beta=section.beta, mask=scored.present()
+    )
+
+
+def _sft(scored: Scored, section: Any) -> Tensor:
+    return losses.sft(scored.policy, None if section.average == "tokens" else scored.tokens)
+
+
+def _sft_metrics(scored: Scored, section: Any) -> Metrics:
+    return {"logps/chosen": scored.policy.detach(), "nll_per_token": -scored.policy.detach() / scored.tokens}
+
+
+def _implicit_rewards(scored: Scored, section: Any) -> Metrics:
     """Implicit rewards beta * (policy - reference); accuracy compares them without the margin, ties count half."""
-    chosen_n = section.beta * (pairs.policy_chosen.detach() - pairs.reference_chosen)
-    rejected_n = section.beta * (pairs.policy_rejected.detach() - pairs.reference_rejected)
+    ratio_R = scored.policy.detach() - scored.reference
+    return _compared(scored, *scored.pairs(section.beta * ratio_R)) | {"kl": _divergence(scored)}
+
+
+def _average_rewards(scored: Scored, section: Any) -> Metrics:
+    """Rewards without a reference: beta times the mean log-probability of a token."""
+    return _compared(scored, *scored.pairs(section.beta * scored.policy.detach() / scored.tokens))
+
+
+def _mean_rewards(scored: Scored, section: Any) -> Metrics:
+    """Rewards of an objective that compares odds: the mean log-probability of a token."""
+    return _compared(scored, *scored.pairs(scored.policy.detach() / scored.tokens))
+
+
+def _summed_rewards(scored: Scored, section: Any) -> Metrics:
+    """Rewards without a reference that are not averaged: beta times the log-probability of the answer."""
+    return _compared(scored, *scored.pairs(section.beta * scored.policy.detach()))
+
+
+def _compared(scored: Scored, chosen_n: Tensor, rejected_n: Tensor) -> Metrics:
+    logps_chosen_n, logps_rejected_n = scored.pairs(scored.policy.detach())
     return {
         "rewards/chosen": chosen_n,
         "rewards/rejected": rejected_n,
         "rewards/margins": chosen_n - rejected_n,
         "rewards/accuracies": ((chosen_n - rejected_n).sign() + 1) / 2,
-        "logps/chosen": pairs.policy_chosen.detach(),
-        "logps/rejected": pairs.policy_rejected.detach(),
+        "logps/chosen": logps_chosen_n,
+        "logps/rejected": logps_rejected_n,
     }
 
 
+def _divergence(scored: Scored) -> Tensor:
+    """[n]: the mean of reference - policy over an example's responses, in nats.
+
+    Where the responses were sampled from the reference, as in the loop's first round, its average over examples is an
+    unbiased estimate of KL(reference || policy) under the pairing's choice of answers; elsewhere it tells how much
+    likelihood the answers have lost.
+    """
+    lost_R = scored.reference - scored.policy.detach()
+    counts_n = torch.tensor(scored.counts, device=lost_R.device)
+    return scored.lists(lost_R).sum(-1) / counts_n
+
+
+def _single_rewards(scored: Scored, section: Any) -> Metrics:
+    """Implicit rewards of single answers; `rewards/signed` counts the bad ones with a minus and should rise."""
+    rewards_n = section.beta * (scored.policy.detach() - scored.reference)
+    sign_n = 2 * (scored.label > 0.5).to(rewards_n) - 1
+    return {
+        "rewards/signed": sign_n * rewards_n,
+        "rewards/accuracies": ((sign_n * (rewards_n - section.beta * scored.drift)).sign() + 1) / 2,
+        "kl": torch.full_like(rewards_n, scored.drift),
+    }
+
+
+def _list_rewards(scored: Scored, section: Any) -> Metrics:
+    """Rewards of the best and of the last answer, and how often the order of two answers is the given one."""
+    rewards_nK = scored.lists(section.beta * (scored.policy.detach() - scored.reference))
+    present_nK = scored.present()
+    last_n1 = present_nK.sum(-1, keepdim=True) - 1
+    gap_nKK = rewards_nK[:, :, None] - rewards_nK[:, None, :]
+    ordered_nKK = (present_nK[:, :, None] & present_nK[:, None, :]).triu(1)
+    right_n = (((gap_nKK.sign() + 1) / 2) * ordered_nKK).sum((1, 2)) / ordered_nKK.sum((1, 2))
+    best_n, worst_n = rewards_nK[:, 0], rewards_nK.gather(1, last_n1)[:, 0]
+    return {
+        "rewards/chosen": best_n,
+        "rewards/rejected": worst_n,
+        "rewards/margins": best_n - worst_n,
+        "rewards/accuracies": right_n,
+        "kl": _divergence(scored),
+    }
+
+
+EXO_SMOOTHING = 1e-3
+"""EXO's target distribution must leave something to the rejected answer; its authors' value."""
+
+
+def _gap_objective(loss: Callable[[Scored, Any], Tensor]) -> Objective:
+    return Objective("pairs", needs_reference=True, losses=loss, metrics=_implicit_rewards)
+
+
 OBJECTIVES: dict[str, Objective] = {
-    "dpo": Objective(needs_reference=True, losses=_dpo_losses, metrics=_dpo_metrics),
+    "dpo": _gap_objective(_dpo),
+    "sppo": _gap_objective(_sppo),
+    "nca": _gap_objective(lambda scored, section: _anchored(losses.nca, scored, section, label=scored.label)),
+    "bco": _gap_objective(
+        lambda scored, section: _anchored(losses.bco, scored, section, label=scored.label, delta=0.0)
+    ),
+    "apo_zero": _gap_objective(
+        lambda scored, section: _anchored(losses.apo_zero, scored, section, label=scored.label)
+    ),
+    "apo_down": _gap_objective(
+        lambda scored, section: _anchored(losses.apo_down, scored, section, label=scored.label)
+    ),
+    "simpo": Objective("pairs", needs_reference=False, losses=_simpo, metrics=_average_rewards),
+    "cpo": Objective("pairs", needs_reference=False, losses=_cpo, metrics=_summed_rewards),
+    "orpo": Objective("pairs", needs_reference=False, losses=_orpo, metrics=_mean_rewards),
+    "kto": Objective("unpaired", needs_reference=True, losses=_kto, metrics=_single_rewards, drifts=True),
+    "plackett_luce": Objective("lists", needs_reference=True, losses=_plackett_luce, metrics=_list_rewards),
+    "sft": Objective(
+        "answers",
+        needs_reference=False,
+        losses=_sft,
+        metrics=_sft_metrics,
+        per_token=lambda section: section.average == "tokens",
+    ),
 }
 """Name in a recipe's `train.objective.type` -> objective."""

@@ -22,18 +22,22 @@ class Precision:
     compute: torch.dtype
 
     @classmethod
-    def choose(cls, device: torch.device, dtype: torch.dtype) -> Precision:
+    def choose(cls, device: torch.device, dtype: torch.dtype, *, grouped: bool = False) -> Precision:
         """The precision for a model that is to run in `dtype`.
 
+        Args:
+            grouped: this is one process of several, each with a GPU of its own.
+
         Raises:
-            UsageError: float16, whose small gradients vanish without loss scaling; or a device other than the first.
+            UsageError: float16, whose small gradients vanish without loss scaling; or, for a process alone, a device
+                other than the first.
         """
         if dtype not in (torch.float32, torch.bfloat16):
             raise UsageError(
                 f"training in {str(dtype).removeprefix('torch.')} is not supported",
                 fix="set model.dtype=bfloat16, or float32",
             )
-        if device.type == "cuda" and device.index not in (None, 0):
+        if device.type == "cuda" and device.index not in (None, 0) and not grouped:
             raise UsageError(
                 f"training runs on the first visible GPU, not on {device}",
                 fix=f"set CUDA_VISIBLE_DEVICES={device.index} and model.device=cuda",

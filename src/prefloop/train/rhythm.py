@@ -14,12 +14,14 @@ from types import FrameType
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from prefloop.errors import PrefloopError
 from prefloop.train import checkpoints
-from prefloop.train.data import EpochSampler
 from prefloop.train.meter import Meter
+from prefloop.train.steps import StepSampler
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Rhythm(TrainerCallback):  # type: ignore[misc]
         self,
         plan: Plan,
         meter: Meter,
-        sampler: EpochSampler,
+        sampler: StepSampler,
         out: Path,
         fingerprint: str,
         on_step: Callable[[int, int], None],
@@ -85,7 +87,8 @@ class Rhythm(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any, **_: Any
     ) -> None:
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        if not bool(torch.nn.utils.get_total_norm(gradients).isfinite()):
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if not bool((norm.full_tensor() if isinstance(norm, DTensor) else norm).isfinite()):
             raise PrefloopError(
                 f"the gradient is not finite at step {state.global_step + 1}; rows {', '.join(self.meter.step_ids)}",
                 fix="lower train.learning_rate; if it happens at the first step, look at these rows, or try "
@@ -103,7 +106,10 @@ class Rhythm(TrainerCallback):  # type: ignore[misc]
         self.on_step(step, plan.total)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        checkpoints.seal(self.out / f"checkpoint-{state.global_step}", self.fingerprint)
+        ranks = PartialState()
+        ranks.wait_for_everyone()
+        if ranks.is_main_process:
+            checkpoints.seal(self.out / f"checkpoint-{state.global_step}", self.fingerprint)
 
 
 @contextmanager

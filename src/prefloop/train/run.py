@@ -9,140 +9,171 @@ returns what `trained.json` says.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from accelerate import PartialState
 from transformers import GenerationConfig, TrainingArguments
 
-from prefloop.config import MergeSection, ModelSection, TrainSection
+from prefloop.config import COSMETIC, MergeSection, ModelSection, TrainSection
+from prefloop.engine import flops
 from prefloop.engine.load import choose_device, choose_dtype, freeing, load_config, load_model, resolve_model_path
 from prefloop.engine.logprob import attach_scorer
+from prefloop.engine.sharing import check_sharing
 from prefloop.engine.tokens import end_of_turn_ids, load_tokenizer
-from prefloop.errors import Interrupted, PrefloopError
-from prefloop.records import PreferenceRow, RejectRow
+from prefloop.errors import Interrupted, PrefloopError, UsageError
 from prefloop.store import atomic
 from prefloop.store.cache import Cache
 from prefloop.store.fingerprint import digest, model_digest
-from prefloop.store.rows import to_table
 from prefloop.train import adapters, checkpoints
-from prefloop.train.check import check_trainable, refuse_quantised
-from prefloop.train.data import Collator, EpochSampler, Pair, encode_pairs
-from prefloop.train.meter import Meter
+from prefloop.train.batches import Collator
+from prefloop.train.check import check_trainable, in_group, is_sharded
+from prefloop.train.encode import Encoder
+from prefloop.train.examples import REJECTS, Examples, Source, prepare
+from prefloop.train.launch import launch
+from prefloop.train.meter import SPEEDS, Meter, matmul_peak
 from prefloop.train.objectives import OBJECTIVES
 from prefloop.train.precision import Precision
-from prefloop.train.reference import add_reference
+from prefloop.train.reference import Reference
 from prefloop.train.rhythm import Plan, Rhythm, stopping_on_signals
+from prefloop.train.steps import Cut, StepSampler
 from prefloop.train.trainer import PreferenceTrainer, Record
+from prefloop.train.watch import Watch, look_at_rows
 
-__all__ = ["check_trainable", "merge", "train"]
+__all__ = ["Source", "check_trainable", "merge", "train"]
 
 logger = logging.getLogger(__name__)
 
-DONE, REJECTS = "trained.json", "rejects.parquet"
+DONE = "trained.json"
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
-# What changes no weight, beyond rounding and the draws of LoRA's dropout: a run may be continued with other values of
-# these, such as a smaller micro-batch after the memory was full
-# (tests/train/test_resume.py::test_a_smaller_micro_batch_continues).
-_COSMETIC = {"report_to", "save_steps", "logging_steps", "micro_batch_size", "gradient_checkpointing"}
 
 
 @freeing()
 def train(
     model: ModelSection,
-    train_rows: Sequence[PreferenceRow],
-    validation_rows: Sequence[PreferenceRow],
+    source: Source,
     section: TrainSection,
     *,
     seed: int,
     out: Path,
-    cache: Cache,
+    cache: Cache | None,
     on_log: Callable[[Record], None] = lambda record: None,
     on_step: Callable[[int, int], None] = lambda done, total: None,
     on_reference: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Train a model on pairs.
+    """Train a model on preference rows.
+
+    In a process group (`accelerate launch`, see `launch`) every process calls this alike, and the first one writes.
 
     Args:
         seed: of the adapter's start, the order of rows and LoRA's dropout. On a CPU equal seeds give equal weights.
         out: the training's folder; its own files there are continued, or replaced when data or settings changed.
-        cache: holds reference log-probabilities.
+        cache: holds reference log-probabilities; the first process's, None on the others.
         on_log: records with `kind` ("train", "validation"), `step`, `epoch` and metrics; see `PreferenceTrainer`.
         on_step: called with (optimiser steps done, steps in all).
-        on_reference: called with (answers done, answers in all) while the reference scores them, before any step.
+        on_reference: called with (responses done, responses in all) while the reference scores them.
 
     Returns:
         The content of `trained.json`: pairs, rejected, steps, first_loss, final, validation, parameters,
         reference, …
 
     Raises:
-        UsageError: a model or setting that cannot be trained. PrefloopError: no pair is left, a loss or gradient is
-        not finite, or training does not start from its reference. Interrupted: stopped by a signal, with a checkpoint.
+        UsageError: a model or setting that cannot be trained. PrefloopError: no example is left, a loss or gradient
+        is not finite, or training does not start from its reference. Interrupted: stopped by a signal, with a
+        checkpoint.
     """
     precision = check_trainable(model, section)
-    weights = _name(precision.weights(frozen=section.lora is not None))
+    objective = OBJECTIVES[section.objective.type]
     tokenizer = load_tokenizer(model)
     end_of_turn = end_of_turn_ids(tokenizer, _generation_config(model))[0]
-    pairs, rejects = encode_pairs(train_rows, tokenizer, end_of_turn, section.max_length)
-    validation, more = encode_pairs(validation_rows, tokenizer, end_of_turn, section.max_length)
-    rejects += more
-    reasons = dict(sorted(Counter(r["reason"] for r in rejects).items()))
-    out.mkdir(parents=True, exist_ok=True)
-    atomic.sweep(out)
-    _write_rejects(out, rejects)
-    if not pairs:
+    encoder = Encoder(tokenizer, end_of_turn, section.max_length, objective.takes)
+    if section.launch is not None and in_group()[0] is None:
+        assert cache is not None
+        out.mkdir(parents=True, exist_ok=True)
+        prepare(source, encoder, out)
+        return launch(
+            model,
+            section,
+            section.launch,
+            source={"digest": source.digest, "held": sorted(source.held)},
+            seed=seed,
+            out=out,
+            cache=cache.path,
+            handlers={"log": on_log, "step": on_step, "reference": on_reference},
+        )
+    ranks = PartialState(cpu=precision.device.type == "cpu")
+    if ranks.is_main_process:
+        out.mkdir(parents=True, exist_ok=True)
+        atomic.sweep(out)
+    with ranks.main_process_first():
+        examples, validation, facts = prepare(source, encoder, out)
+    if not len(examples):
         raise PrefloopError(
-            f"no pair is left to train on: {len(train_rows)} came in, rejected for {reasons or 'nothing'}",
+            f"nothing is left to train on; rejected for {facts['rejected'] or 'nothing'}",
             where=str(out / REJECTS),
             fix="raise train.max_length, or look at the rejected rows",
         )
 
+    look_at_rows(facts["cut_off"], facts["responses"])
+    _weigh(examples, validation, section)
+    # A sharded model is one block of weights of one type, of which each process holds a part.
+    weights = _name(precision.weights(frozen=section.lora is not None and not is_sharded()))
     path = resolve_model_path(model.path)
-    digest_of_model = model_digest(path, model.revision, memo=cache)
-    reference = {"model": digest_of_model, "dtype": precision.name, "weights": weights}
-    settings = section.model_dump(exclude=_COSMETIC)
-    fingerprint = digest([[_content(p) for p in pairs], [_content(p) for p in validation], settings, seed, reference])
+    reference = {
+        "model": model_digest(path, model.revision, memo=cache),
+        "dtype": precision.name,
+        "weights": weights if section.lora is None or section.lora.quantize is None else section.lora.quantize,
+    }
+    settings = section.model_dump(exclude=COSMETIC)
+    fingerprint = digest([facts["digest"], settings, seed, reference])
     done = atomic.read_json(out / DONE) if (out / DONE).exists() else {}
     if done.get("fingerprint") == fingerprint:
-        checkpoints.clear(out)
+        if ranks.is_main_process:
+            checkpoints.clear(out)
         return dict(done)
-    (out / DONE).unlink(missing_ok=True)
-    checkpoint = checkpoints.latest(out, fingerprint)
+    with ranks.main_process_first():
+        (out / DONE).unlink(missing_ok=True)
+        checkpoint = checkpoints.latest(out, fingerprint)
 
-    policy = load_model(model.model_copy(update={"dtype": weights}))
-    refuse_quantised(policy.config, model.path)
+    quantize = section.lora.quantize if section.lora is not None else None
+    policy = load_model(model.model_copy(update={"dtype": weights, "device": str(precision.device)}), quantize)
     adapters.switch_off_dropout(policy)
     attach_scorer(policy)
-    micro = section.micro_batch_size or section.batch_size
+    sharing = check_sharing(policy)
     pad_id = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    if OBJECTIVES[section.objective.type].needs_reference:
-        both = add_reference(
-            [*pairs, *validation],
-            policy,
+    cut = Cut(section.micro_batch_size or section.batch_size, section.micro_batch_tokens, ranks.num_processes)
+    at_begin: Callable[[torch.nn.Module], None] | None = None
+    if objective.needs_reference:
+        frozen = Reference(
+            [examples, validation],
             identity=reference,
             name=model.path,
             cache=cache,
             precision=precision,
-            batch_size=2 * micro,
+            tokens=section.micro_batch_tokens or cut.rows * int(examples.tokens.max()),
             pad_id=pad_id,
-            on_batch=on_reference,
+            sharing=sharing,
         )
-        pairs, validation = both[: len(pairs)], both[len(pairs) :]
+        if is_sharded():  # no process has a whole model before the trainer has wrapped it
+            at_begin = partial(frozen.compute, ranks=ranks, on_batch=on_reference, moved=checkpoint is not None)
+        else:
+            frozen.compute(policy, ranks, on_reference)
 
     transformers.set_seed(seed)
     if section.lora is not None:
         policy = adapters.add_lora(policy, section.lora)
     plan = Plan.of(
-        len(pairs),
+        len(examples),
         section.batch_size,
         section.epochs,
         section.warmup_ratio,
         log=section.logging_steps,
         save=section.save_steps,
-        validate=bool(validation),
+        validate=len(validation) > 0,
     )
     if plan.warmup >= plan.total:
         logger.warning(
@@ -150,21 +181,34 @@ def train(
             plan.total,
             section.learning_rate,
         )
-    meter, sampler = Meter(), EpochSampler(len(pairs), seed)
+    watch = Watch()
+
+    def log(record: Record) -> None:
+        watch(record)
+        on_log(record)
+
+    meter = Meter(matmul_peak(precision.device, precision.compute))
+    sampler = StepSampler(examples.tokens, section.batch_size, cut, seed=seed, rank=ranks.process_index)
     rhythm = Rhythm(plan, meter, sampler, out, fingerprint, on_step)
     trainer = PreferenceTrainer(
         policy,
         _arguments(section, plan, precision, out=out, seed=seed, fresh=checkpoint is None),
-        pairs,
+        examples,
         validation,
         section.objective,
-        collate=Collator(pad_id),
+        collate=Collator(
+            pad_id,
+            sharing,
+            passes=flops.TRAIN if section.lora is None else flops.ADAPTER,
+            drifting=objective.drifts,
+        ),
         precision=precision,
         sampler=sampler,
         meter=meter,
         rhythm=rhythm,
         check_start=checkpoint is None,
-        on_log=on_log,
+        on_log=log,
+        at_begin=at_begin,
     )
     with stopping_on_signals(rhythm):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -175,24 +219,27 @@ def train(
         )
 
     name = adapters.MODEL if section.lora is None else adapters.ADAPTER
-    with atomic.directory(out / name) as folder:
-        adapters.save(policy, folder)
+    state = trainer.whole_state()
     result = {
         "fingerprint": fingerprint,
         "weights": name,
         "objective": section.objective.model_dump(),
         "reference": reference,
-        "pairs": len(pairs),
+        "pairs": len(examples),
         "validation_pairs": len(validation),
-        "rejected": reasons,
+        "rejected": facts["rejected"],
         "steps": plan.total,
         "steps_per_epoch": plan.epoch,
         "parameters": sum(p.numel() for p in policy.parameters()),
         "trainable_parameters": sum(p.numel() for p in policy.parameters() if p.requires_grad),
         **_outcome(trainer.state.log_history),
     }
-    atomic.write_json(out / DONE, result)
-    checkpoints.clear(out)
+    if ranks.is_main_process:
+        with atomic.directory(out / name) as folder:
+            adapters.save(policy, folder, state)
+        atomic.write_json(out / DONE, result)
+        checkpoints.clear(out)
+    ranks.wait_for_everyone()
     if rhythm.stop:
         raise Interrupted("stopped; the training itself is finished", fix="start the same command again to go on")
     return result
@@ -231,7 +278,6 @@ def _generation_config(model: ModelSection) -> Any:
 def _arguments(
     section: TrainSection, plan: Plan, precision: Precision, *, out: Path, seed: int, fresh: bool
 ) -> TrainingArguments:
-    micro = section.micro_batch_size or section.batch_size
     # Transformers renamed these in 5.2x and warns at the old names; only who asks for it is to see that.
     recompute: dict[str, Any] = {
         "gradient_checkpointing": True,
@@ -240,9 +286,9 @@ def _arguments(
     return TrainingArguments(
         output_dir=str(out),
         max_steps=plan.total,
-        per_device_train_batch_size=micro,
-        per_device_eval_batch_size=micro,
-        gradient_accumulation_steps=section.batch_size // micro,
+        # What the trainer takes for a batch is a whole step; `StepSampler` makes and cuts it.
+        per_device_train_batch_size=section.batch_size,
+        per_device_eval_batch_size=section.batch_size,
         learning_rate=section.learning_rate,
         lr_scheduler_type=SCHEDULES[section.schedule],
         warmup_steps=plan.warmup,
@@ -265,16 +311,27 @@ def _arguments(
     )
 
 
-def _content(pair: Pair) -> list[Any]:
-    return [pair.id, pair.prompt_ids, pair.chosen_ids, pair.rejected_ids, pair.weight, pair.margin]
+def _weigh(examples: Examples, validation: Examples, section: TrainSection) -> None:
+    """Scale the weights where asked to, and say how much of the data they leave."""
+    weights = examples.weights
+    if section.scale_weights:
+        if not weights.mean() > 0:
+            raise UsageError("all weights are 0", where="train.scale_weights", fix="give some rows a weight above 0")
+        examples.weight_scale = validation.weight_scale = float(1 / weights.mean())
+    if (weights != 1).any():
+        share = weights / max(weights.sum(), 1e-300)
+        effective = float(1 / (share**2).sum()) if weights.any() else 0.0
+        logger.info(
+            "weights: mean %.3g, effective sample size %.0f of %d%s",
+            weights.mean(),
+            effective,
+            len(weights),
+            "; scaled to mean 1" if section.scale_weights else "",
+        )
 
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _write_rejects(out: Path, rejects: Sequence[RejectRow]) -> None:
-    atomic.write_parquet(out / REJECTS, to_table("rejects", rejects, where="train"))
 
 
 def _outcome(history: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -287,6 +344,6 @@ def _outcome(history: Sequence[dict[str, Any]]) -> dict[str, Any]:
     ]
     return {
         "first_loss": steps[0]["loss"],
-        "final": {k: v for k, v in sorted(steps[-1].items()) if k not in ("epoch", "step", "tokens_per_second")},
+        "final": {k: v for k, v in sorted(steps[-1].items()) if k not in ("epoch", "step", *SPEEDS)},
         "validation": {"before": validations[0], "after": validations[-1]} if validations else None,
     }

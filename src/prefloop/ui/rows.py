@@ -18,8 +18,10 @@ from prefloop.store.stagedir import StageDir
 from prefloop.ui.controls import without_controls
 
 
-def stage_rows(run: Path, stage: str, limit: int, *, rejects: bool) -> Iterator[dict[str, Any]]:
+def stage_rows(run: Path, stage: str | None, limit: int, *, rejects: bool) -> Iterator[dict[str, Any]]:
     """The first rows of a stage of a run, or its dropped rows; also while the stage is running.
+
+    Without a stage, those that are trained on: of the preferences that the recipe names, or of the pairs.
 
     Raises:
         UsageError: the run has no such stage, or it has written no rows.
@@ -31,6 +33,8 @@ def stage_rows(run: Path, stage: str, limit: int, *, rejects: bool) -> Iterator[
         s["name"]: opened.stage(s["number"], s["name"]) for s in (opened.read_manifest() or {}).get("stages", [])
     }
     folders |= {name: folder for name, folder in planned.items() if folder.path.is_dir()}
+    if stage is None:
+        stage = "preferences" if "preferences" in planned else "pair"
     if stage not in folders:
         known = ", ".join(folders) or "none has begun yet"
         raise UsageError(f"no stage {stage!r}", where=str(run), fix=f"one of: {known}")

@@ -17,6 +17,10 @@ def headline(summary: dict[str, Any]) -> list[str]:
             f"win rate against the base: {_share(win['value'])} "
             f"[{_share(win['ci_low'])}, {_share(win['ci_high'])}] on {win['n']} held-out prompts: {_verdict(win, 0.5)}"
         )
+    missing = evaluate.pop("not_measured", {})
+    if "win_rate" in missing:
+        lines.append(f"no win rate: {missing['win_rate']}")
+        lines += _validation(summary)
     for group in evaluate.values():
         for name, figure in group.items() if isinstance(group, dict) else ():
             if not isinstance(figure, dict) or "difference" not in figure:
@@ -34,6 +38,19 @@ def headline(summary: dict[str, Any]) -> list[str]:
             f"computed: {', '.join(computed)}" if computed else "everything was done before; nothing computed"
         )
     return lines
+
+
+def _validation(summary: dict[str, Any]) -> list[str]:
+    """Loss and reward accuracy on what was kept from training, of the last round that has them."""
+    trained = [s["train"].get("validation") for s in summary.get("stages", {}).values() if "train" in s]
+    found = next((v for v in reversed(trained) if v), None)
+    if found is None:
+        return []
+    before, after = found["before"], found["after"]
+    text = f"rows kept from training: loss {before['loss']:.4f} → {after['loss']:.4f}"
+    if (accuracy := "rewards/accuracies") in after:
+        text += f", reward accuracy {_share(before[accuracy])} → {_share(after[accuracy])}"
+    return [text]
 
 
 def _share(value: float) -> str:

@@ -1,0 +1,131 @@
+"""The stages that read files: prompts, preferences, and the prompts to measure on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from prefloop.config import PromptsSection
+from prefloop.errors import PrefloopError, UsageError
+from prefloop.records import PromptRow, RejectRow, canonical_json
+from prefloop.store.stagedir import StageDir
+
+if TYPE_CHECKING:
+    from prefloop.loop import Stage
+    from prefloop.stages import Bench
+
+# No model is asked: a part is as large as memory bears easily.
+READ_ROWS = 2048
+
+
+def run_prompts(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> None:
+    """Read the prompts to train on; with no evaluation prompts of their own, keep a share of them out."""
+    rows, rejects = _read(bench, bench.recipe.sampled.prompts)
+    if bench.recipe.evaluate.prompts is None:
+        rows = _split(bench, rows, held_out=False)
+    if not rows:
+        raise PrefloopError(
+            "no prompt is left to train on",
+            where=bench.recipe.sampled.prompts.path,
+            fix="give more prompts, or evaluation prompts of their own (evaluate.prompts.path)",
+        )
+    _write(folder, fingerprint, rows, rejects)
+
+
+def run_preferences(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> None:
+    """Read the preference data that the recipe names."""
+    from prefloop.inputs.preferences import PreferenceReader
+
+    assert bench.recipe.preferences is not None
+    reader = PreferenceReader(bench.recipe.preferences)
+    done = folder.begin(fingerprint)
+    for index, (rows, rejects) in enumerate(reader.parts(READ_ROWS)):
+        if index not in done:
+            sides = Counter(
+                "pairs" if r["chosen"] and r["rejected"] else "good" if r["chosen"] else "bad" for r in rows
+            )
+            folder.write_part(index, rows, "preference", rejects=rejects, counts=sides)
+        bench.progress.update(rows=reader.records)
+    assert reader.layout is not None, "a file with a usable row has a layout"
+    left = dict(sorted(reader.columns.left.items()))
+    if left:
+        columns = ", ".join(f"{name} ({count:,} rows)" for name, count in left.items())
+        bench.progress.note(f"read as {reader.layout.name}; columns that are not read: {columns}")
+    folder.finish(fingerprint, rows_in=reader.records, extra={"format": reader.layout.name, "left_columns": left})
+
+
+def run_heldout(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> None:
+    """Read the prompts to measure on, and make sure that none of them is trained on."""
+    from prefloop.pairs.splits import overlap
+
+    given = bench.recipe.evaluate.prompts
+    rejects: list[RejectRow] = []
+    if given is not None:
+        rows, rejects = _read(bench, given)
+    elif bench.recipe.preferences is not None:
+        # By id: several rows may have one prompt.
+        found = {row["prompt_id"]: row["prompt"] for row in _preferences(bench, held_out=True)}
+        rows = [{"id": name, "prompt": prompt, "source_id": None} for name, prompt in found.items()]
+    else:
+        # Bad rows of the one file were counted when the training prompts were read.
+        rows = _split(bench, _read(bench, bench.recipe.sampled.prompts)[0], held_out=True)
+    seen = set(overlap(_training_prompts(bench), rows))
+    leaked = [r for r in rows if r["id"] in seen]
+    if leaked and given is not None and given.on_bad_row == "stop":
+        raise UsageError(
+            f"{len(leaked)} of {len(rows)} evaluation prompts share their text, or a long run of words, with a "
+            f"training prompt; the first: {leaked[0]['prompt'][-1]['content'][:80]!r}",
+            where=given.path,
+            fix="take them out of one of the two files, or drop them here with evaluate.prompts.on_bad_row=reject",
+        )
+    # Near-copies inside one file, or asked for: the held-out one goes, with its reason.
+    rejects += [reject(stage, r, "shares its text, or a long run of words, with a training prompt") for r in leaked]
+    rows = [r for r in rows if r["id"] not in seen]
+    if not rows:
+        raise UsageError(
+            f"no prompt is left to measure on ({len(leaked)} were also among the training prompts)",
+            where=(given or bench.recipe.preferences or bench.recipe.sampled.prompts).path,
+            fix="give more prompts, a larger evaluate.holdout, or evaluate.prompts.path",
+        )
+    _write(folder, fingerprint, rows, rejects)
+
+
+def _preferences(bench: Bench, *, held_out: bool) -> Iterator[Any]:
+    """The preference rows to train on, or those whose prompts are measured on."""
+    return (row for row in rows_of(bench, "preferences") if (row["prompt_id"] in bench.kept_out) is held_out)
+
+
+def _training_prompts(bench: Bench) -> Iterator[Any]:
+    if bench.recipe.preferences is None:
+        return rows_of(bench, "prompts")
+    return ({"id": row["prompt_id"], "prompt": row["prompt"]} for row in _preferences(bench, held_out=False))
+
+
+def _read(bench: Bench, section: PromptsSection) -> tuple[list[PromptRow], list[RejectRow]]:
+    from prefloop.inputs.prompts import read_prompts
+
+    return read_prompts(section, seed=bench.recipe.seed)
+
+
+def _split(bench: Bench, rows: list[PromptRow], *, held_out: bool) -> list[PromptRow]:
+    from prefloop.pairs.splits import holdout
+
+    ids = holdout([r["id"] for r in rows], bench.recipe.evaluate.holdout)
+    return [r for r in rows if (r["id"] in ids) is held_out]
+
+
+def _write(folder: StageDir, fingerprint: str, rows: list[PromptRow], rejects: list[RejectRow]) -> None:
+    if not folder.begin(fingerprint):
+        folder.write_part(0, rows, "prompts", rejects=rejects)
+    folder.finish(fingerprint, rows_in=len(rows) + len(rejects))
+
+
+def rows_of(bench: Bench, stage: str) -> Iterator[Any]:
+    """The rows that a stage kept. Any: Parquet knows no TypedDict; `arrow_schema` is what they were held to."""
+    return bench.loop.folder(stage).rows()
+
+
+def reject(stage: Stage, row: Any, reason: str) -> RejectRow:
+    """A row that a stage drops, with the reason."""
+    return {"id": row["id"], "stage": stage.name, "reason": reason, "attempts": 1, "row": canonical_json(row)}

@@ -1,0 +1,247 @@
+"""What a training will need, before any weight is loaded: memory of one process at its peak, and time.
+
+The model is built from its configuration on the meta device, where tensors have shapes and no memory. Parameters are
+counted there, with the adapter on; what autograd keeps for the backward pass is counted by running the forward pass
+there and asking autograd, so it is right for any architecture. Only time rests on an assumption: the share of the
+device's peak in matrix products that a training reaches (`UTILISATION`).
+"""
+
+from __future__ import annotations
+
+import statistics
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from prefloop.config import LaunchSection, ModelSection, TrainSection
+from prefloop.engine import flops
+from prefloop.engine.chunked import chunk_size
+from prefloop.engine.layout import concatenated
+from prefloop.engine.load import load_config
+from prefloop.engine.logprob import parts, takes_positions
+from prefloop.engine.sharing import Sharing, choose
+from prefloop.train import adapters
+from prefloop.train.check import check_trainable
+from prefloop.train.launch import LAUNCHERS
+from prefloop.train.meter import matmul_peak
+from prefloop.train.objectives import OBJECTIVES
+from prefloop.train.steps import Cut
+
+UTILISATION = (0.25, 0.4, 0.6)
+"""Low, middle and high share of the peak; the step's record says what a training really reached (`utilisation`)."""
+COUNTED = "prefloop_counted"
+"""Name under which `_counted_attention` is known to transformers."""
+
+Row = tuple[int, tuple[int, ...]]
+"""Tokens of a prompt, and of each of its responses."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes of one process at the peak, and seconds.
+
+    Attributes:
+        parameters, trainable: of the whole model.
+        weights, gradients, optimizer: bytes; of this process's share where the model is sharded.
+        activations: what the largest micro-batch keeps for its backward pass.
+        head: the chunk of logits with its gradient, and the states that it reads.
+        peak: their sum.
+        steps: optimiser steps in all.
+        step_seconds, reference_seconds, total_seconds: low, middle and high, by `UTILISATION`.
+        assumed_rows: the rows' lengths were not known, and the longest that may come was taken.
+    """
+
+    parameters: int
+    trainable: int
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    head: int
+    peak: int
+    steps: int
+    step_seconds: tuple[float, float, float]
+    reference_seconds: tuple[float, float, float]
+    total_seconds: tuple[float, float, float]
+    assumed_rows: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return asdict(self)
+
+
+def estimate(model: ModelSection, section: TrainSection, rows: Sequence[Row] | None, count: int) -> Estimate:
+    """Predict memory and time of a training.
+
+    Args:
+        rows: lengths of some rows, as they are trained on; None: not known yet, every row is taken to be as long as
+            `train.max_length` allows, half of it prompt.
+        count: rows in all.
+
+    Raises:
+        UsageError: what `check_trainable` refuses.
+    """
+    precision = check_trainable(model, section)
+    ranks, shards = _processes(section.launch)
+    wide = precision.weights(frozen=section.lora is not None and shards == 1)
+    policy = _hollow(model, section, precision.compute)
+    decoder, head = parts(policy)
+    trainable = sum(p.numel() for p in policy.parameters() if p.requires_grad)
+    everything = sum(p.numel() for p in policy.parameters())
+    frozen = everything - trainable
+
+    assumed = rows is None
+    if rows is None:
+        responses = {"pairs": 2, "answers": 1, "unpaired": 1, "lists": 4}[OBJECTIVES[section.objective.type].takes]
+        half = section.max_length // 2
+        rows = [(section.max_length - half, (half,) * responses)]
+    cut = Cut(section.micro_batch_size or section.batch_size, section.micro_batch_tokens, ranks)
+    micro = _largest(rows, section.batch_size, cut)
+
+    shape = flops.ModelShape.of(decoder, head)
+    sharing = Sharing(shape, kinds=("segments",) if takes_positions(decoder) else ())
+    layers = max(1, int(getattr(decoder.config, "num_hidden_layers", 1)))
+    kept = _kept(policy, micro, sharing)
+    if section.gradient_checkpointing:
+        tokens = sum(p + sum(r) for p, r in micro)
+        kept = kept // layers + layers * tokens * decoder.config.hidden_size * precision.compute.itemsize
+    scored = sum(sum(responses) for _, responses in micro)
+    vocabulary = head.weight.shape[0]
+    chunk = min(scored, chunk_size(vocabulary))
+    logits = 2 * chunk * vocabulary * 4 + scored * decoder.config.hidden_size * 4
+    logits += 0 if section.lora is not None else vocabulary * decoder.config.hidden_size * 4
+    weights = frozen * wide.itemsize + trainable * 4
+    gradients, optimizer = trainable * 4, trainable * 8
+    shared = [amount // shards for amount in (weights, gradients, optimizer)]
+
+    passes = flops.TRAIN if section.lora is None else flops.ADAPTER
+    speed = matmul_peak(precision.device, precision.compute) * ranks
+    mean_step = statistics.fmean(_operations([row], shape, sharing, passes) for row in rows) * section.batch_size
+    mean_row = statistics.fmean(_operations([row], shape, sharing, flops.SCORE) for row in rows)
+    needs = OBJECTIVES[section.objective.type].needs_reference
+    steps = max(1, round(section.epochs * -(-count // section.batch_size)))
+    step = tuple(mean_step / (speed * share) for share in reversed(UTILISATION))
+    reference = tuple(needs * count * mean_row / (speed * share) for share in reversed(UTILISATION))
+    total = tuple(steps * s + r for s, r in zip(step, reference, strict=True))
+    return Estimate(
+        parameters=everything,
+        trainable=trainable,
+        weights=shared[0],
+        gradients=shared[1],
+        optimizer=shared[2],
+        activations=kept,
+        head=logits,
+        peak=sum(shared) + kept + logits,
+        steps=steps,
+        step_seconds=step,  # type: ignore[arg-type]
+        reference_seconds=reference,  # type: ignore[arg-type]
+        total_seconds=total,  # type: ignore[arg-type]
+        assumed_rows=assumed,
+    )
+
+
+def _hollow(model: ModelSection, section: TrainSection, dtype: torch.dtype) -> Any:
+    """The model with its adapter on the meta device, in training mode, its attention replaced by a counting one."""
+    from transformers import AttentionInterface, AutoModelForCausalLM
+
+    AttentionInterface.register(COUNTED, _counted_attention)
+    config = load_config(model)
+    with torch.device("meta"), warnings.catch_warnings():
+        # peft asks the model for an attribute whose name transformers is about to change.
+        warnings.simplefilter("ignore", FutureWarning)
+        policy = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation=COUNTED, trust_remote_code=model.trust_remote_code
+        )
+        if section.lora is not None:
+            policy = adapters.add_lora(policy, section.lora)
+    adapters.switch_off_dropout(policy)
+    return policy.train()
+
+
+class _Attended(torch.autograd.Function):
+    """Keeps what fused attention keeps: queries, keys, values, output, and a number for each query and head."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        output = torch.empty_like(query)
+        normalizers = torch.empty(query.shape[:-1], dtype=torch.float32, device=query.device)
+        ctx.save_for_backward(query, key, value, output, normalizers)
+        return output
+
+
+def _counted_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **_: Any
+) -> tuple[Tensor, None]:
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:  # with a mask the kernels want keys and values for each head
+        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    output = _Attended.apply(query, key, value)  # type: ignore[no-untyped-call]
+    return output.transpose(1, 2), None
+
+
+def _kept(policy: Any, rows: Sequence[Row], sharing: Sharing) -> int:
+    """Bytes that autograd keeps of the decoder's forward pass over these rows, weights left out."""
+    decoder, _ = parts(policy)
+    itemsize = next(decoder.parameters()).element_size()
+    layers = len(sharing.shape.attention)
+    if choose(rows, sharing) == "concatenated":
+        shape = tuple(concatenated([([0] * p, [[0] * r for r in rs]) for p, rs in rows], 0).input_ids_BT.shape)
+        # The padding's mask, which each layer keeps as numbers to be added to the scores.
+        extra = layers * shape[0] * shape[1] ** 2 * 4
+    else:
+        shape = (1, sum(p + sum(r - 1 for r in rs) for p, rs in rows))
+        # Each piece keeps its own queries and output, and each response its own copy of the prompt's keys and values.
+        copies = shape[1] + sum(p + r - 1 for p, rs in rows if len(rs) > 1 for r in rs)
+        extra = 2 * copies * sum(sharing.shape.attention) * itemsize
+    own = {p.untyped_storage()._cdata for p in policy.parameters()} | {
+        b.untyped_storage()._cdata for b in policy.buffers()
+    }
+    kept: dict[int, Any] = {}  # the storages themselves, so that none is freed and its place taken by another
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        ids = torch.zeros(shape, dtype=torch.int64, device="meta")
+        inputs = {"position_ids": ids} if takes_positions(decoder) else {}
+        decoder(input_ids=ids, use_cache=False, **inputs)
+    return extra + sum(int(storage.nbytes()) for storage in kept.values())
+
+
+def _largest(rows: Sequence[Row], batch_size: int, cut: Cut) -> list[Row]:
+    """The micro-batch that the longest rows make when they meet in one step."""
+    longest = sorted(rows, key=_tokens, reverse=True)[:batch_size]
+    step = [longest[i % len(longest)] for i in range(batch_size)]
+    first = cut(range(len(step)), [_tokens(row) for row in step])[0][0]
+    return [step[i] for i in first.rows]
+
+
+def _tokens(row: Row) -> int:
+    prompt, responses = row
+    return sum(prompt + response for response in responses)
+
+
+def _operations(rows: Sequence[Row], shape: flops.ModelShape, sharing: Sharing, passes: flops.Passes) -> float:
+    return flops.count(rows, shape, choose(rows, sharing), passes).total
+
+
+def _processes(launch: LaunchSection | None) -> tuple[int, int]:
+    """(processes, processes that share one copy of the weights)."""
+    if launch is None:
+        return 1, 1
+    shipped = LAUNCHERS / f"{launch.config}.yaml"
+    config: dict[str, Any] = {}
+    if launch.config != "cpu":
+        path = shipped if shipped.is_file() else launch.config
+        with open(path, encoding="utf-8") as stream:
+            config = yaml.safe_load(stream) or {}
+    ranks = launch.processes or int(config.get("num_processes", 2))
+    return ranks, ranks if config.get("distributed_type") in ("FSDP", "DEEPSPEED") else 1

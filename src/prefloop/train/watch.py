@@ -1,0 +1,55 @@
+"""Warnings while a training runs: what its curves say that its loss does not."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+WINDOW = 10  # records
+FALLEN = 0.15
+"""Share of its log-probability that the chosen answer may lose before it is said."""
+LEAST = 5.0  # nats
+CUT_OFF = 0.1
+"""Share of answers without an end of turn from which on it is said."""
+
+
+class Watch:
+    """Looks at the training records, and says once what is wrong.
+
+    A preference loss sees the difference of two answers. It also falls when both become unlikely and the rejected one
+    faster; the policy then writes neither (Pal et al. 2024, arXiv 2402.13228).
+    """
+
+    def __init__(self) -> None:
+        self._said = False
+        self._recent: deque[tuple[float, float]] = deque(maxlen=WINDOW)
+
+    def __call__(self, record: dict[str, Any]) -> None:
+        """Take note of one record of `PreferenceTrainer`."""
+        if self._said or record["kind"] != "train" or "kl" not in record or "logps/chosen" not in record:
+            return
+        self._recent.append((record["kl"], record["logps/chosen"]))
+        lost, logps = (sum(column) / WINDOW for column in zip(*self._recent, strict=True))
+        if len(self._recent) == WINDOW and lost > max(LEAST, FALLEN * abs(logps)):
+            self._said = True
+            logger.warning(
+                "the answers become unlikely, chosen and rejected together: %.1f nats lost on average by step %d, "
+                "where chosen answers stand at %.0f. The loss does not see that. Lower train.learning_rate, raise "
+                "beta, add objective.sft_weight, or take the objective apo_zero, which holds the chosen answer",
+                lost,
+                record["step"],
+                logps,
+            )
+
+
+def look_at_rows(cut_off: int, responses: int) -> None:
+    """Say when many answers were cut off when they were sampled: the policy hardly learns to end from such."""
+    if responses and cut_off > CUT_OFF * responses:
+        logger.warning(
+            "%.0f %% of the answers were cut off and are trained on without an end of turn: raise "
+            "sample.max_new_tokens, or leave them out (pair.drop_truncated)",
+            100 * cut_off / responses,
+        )

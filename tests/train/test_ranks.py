@@ -1,0 +1,64 @@
+"""Two processes train what one process trains. The group is started as users start it, by accelerate, with gloo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training_runs import make_rows, run, weights
+
+from prefloop.config import LaunchSection, LoraSection
+from prefloop.errors import PrefloopError, UsageError
+from prefloop.train.meter import SPEEDS
+from tiny_models import tiny_model_folder
+
+GROUP = LaunchSection(config="cpu", processes=2)
+
+
+@pytest.mark.parametrize(
+    ("objective", "lora"),
+    [
+        ("dpo", True),
+        pytest.param("kto", False, marks=pytest.mark.slow),
+        pytest.param("sft", True, marks=pytest.mark.slow),
+    ],
+)
+def test_two_processes_train_as_one(objective: str, lora: bool, tmp_path: Path) -> None:
+    """13 pairs in steps of 4: the last step of an epoch has one pair, so one process has a filler."""
+    rows = make_rows(13, weights=True)
+    settings: dict[str, Any] = {
+        "rows": rows,
+        "validation": make_rows(3, seed=1),
+        "lora": LoraSection(r=4, alpha=8) if lora else None,  # without dropout, whose draws differ
+        "objective": {"type": objective},
+        "epochs": 2,
+        "micro_batch_size": 1,
+        "save_steps": 3,
+    }
+    found: dict[str, list[dict[str, Any]]] = {"one": [], "two": []}
+    for name, records in found.items():
+        launch = None if name == "one" else GROUP
+        run(tmp_path / name, tiny_model_folder("llama"), records=records, launch=launch, **settings)
+    assert [(r["kind"], r["step"]) for r in found["one"]] == [(r["kind"], r["step"]) for r in found["two"]]
+    for one, two in zip(found["one"], found["two"], strict=True):
+        for key in one.keys() - {*SPEEDS, "epoch"}:
+            # Before the first step all rewards are 0 but for rounding, and their signs are chance.
+            if isinstance(one[key], float) and not (one["step"] <= 1 and key.endswith("accuracies")):
+                assert two[key] == pytest.approx(one[key], abs=1e-5, rel=1e-4), (key, one["step"])
+    first, second = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert max(float((first[k] - second[k]).abs().max()) for k in first) < 1e-5
+    start = {k: torch.zeros_like(v) for k, v in first.items() if "lora_B" in k}
+    assert not start or any(not torch.equal(first[k], start[k]) for k in start), "something was learnt"
+
+
+def test_what_a_process_finds_out_reaches_the_user(tmp_path: Path) -> None:
+    """An error of the group is the same error, and not a traceback."""
+    with pytest.raises(PrefloopError, match="loss is not finite at step"):
+        run(tmp_path / "t", tiny_model_folder("llama"), learning_rate=1e30, launch=GROUP, max_grad_norm=1e30, epochs=3)
+
+
+def test_an_unknown_launcher(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no accelerate configuration 'nowhere'"):
+        run(tmp_path / "t", tiny_model_folder("llama"), launch=LaunchSection(config="nowhere"))

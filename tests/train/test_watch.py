@@ -1,0 +1,53 @@
+"""Warnings while training: said when they should be, once, and not otherwise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from training_runs import make_rows, run
+
+from prefloop.train.watch import LEAST, WINDOW, Watch
+from tiny_models import tiny_model_folder
+
+
+def records(kl: float, logps: float, count: int = WINDOW, kind: str = "train") -> list[dict[str, Any]]:
+    return [{"kind": kind, "step": i, "kl": kl, "logps/chosen": logps} for i in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (records(LEAST + 1, -20.0), 1),
+        (records(LEAST - 1, -20.0), 0),  # too little in nats
+        (records(LEAST + 1, -200.0), 0),  # too little of so long an answer
+        (records(40.0, -200.0, 5 * WINDOW), 1),  # once
+        (records(40.0, -200.0, WINDOW - 1), 0),  # too early
+        (records(40.0, -200.0, kind="validation"), 0),
+        (records(-40.0, -20.0), 0),  # more likely than before
+    ],
+)
+def test_answers_that_become_unlikely(given: Any, said: int, caplog: pytest.LogCaptureFixture) -> None:
+    watch = Watch()
+    for record in given:
+        watch(record)
+    assert caplog.text.count("become unlikely") == said
+
+
+def test_a_training_too_hot_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = make_rows(16)
+    run(tmp_path / "calm", tiny_model_folder("llama"), rows, epochs=4, learning_rate=1e-5)
+    assert "become unlikely" not in caplog.text
+    run(tmp_path / "hot", tiny_model_folder("llama"), rows, epochs=16, learning_rate=0.05, lora=False)
+    assert caplog.text.count("become unlikely") == 1
+
+
+def test_cut_off_answers_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = make_rows(8)
+    run(tmp_path / "a", tiny_model_folder("llama"), rows)
+    assert "cut off" not in caplog.text
+    for row in rows[:4]:
+        row["chosen_finish"] = "length"
+    run(tmp_path / "b", tiny_model_folder("llama"), rows)
+    assert "25 % of the answers were cut off" in caplog.text
