@@ -152,8 +152,41 @@ _stage_verb("sample", "Run a recipe up to the sampled answers.")
 _stage_verb("rate", "Run a recipe up to the scored answers.")
 _stage_verb("pair", "Run a recipe up to the preference pairs.")
 _stage_verb("train", "Run a recipe up to the trained adapter or weights.")
-_stage_verb("merge", "Run a recipe up to the merged model folder.")
 _stage_verb("evaluate", "Run a recipe up to the measurement of the aligned model against the base.")
+
+
+@app.command()
+def merge(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Run directory; with --trained the model folder to write.")
+    ] = None,
+    trained: Annotated[
+        Path | None,
+        typer.Option(help="Merge this instead of training: a checkpoint (sharded too), an adapter, trained weights."),
+    ] = None,
+    dry_run: DryRun = False,
+    print_config: PrintConfig = False,
+    as_json: Json = False,
+    plain: Plain = False,
+) -> None:
+    """Run a recipe up to the merged model folder, or make a model folder of a checkpoint or adapter."""
+    if trained is None:
+        _run(recipe, overrides, out, "merge", dry_run=dry_run, print_config=print_config, as_json=as_json, plain=plain)
+        return
+    from prefloop.config import load_recipe
+    from prefloop.engine.load import quiet
+    from prefloop.train.run import merge as merge_trained
+
+    if out is None:
+        raise UsageError("where is the model folder to go?", fix="name it: --out FOLDER")
+    settings = load_recipe(recipe, overrides)
+    quiet()
+    result = merge_trained(settings.model, trained, out, settings.merge)
+    Console(stderr=True, highlight=False).print(f"model: {escape(str(out))}")
+    if as_json:
+        print(json.dumps(result))
 
 
 @app.command()

@@ -139,12 +139,9 @@ class Bench:
 
     def quiet(self) -> None:
         """Keep transformers' own bars and its remarks on its own code out of the display."""
-        import warnings
+        from prefloop.engine.load import quiet
 
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
-        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+        quiet()
 
     def _note_device(self, path: str, backend: HfBackend) -> None:
         """Into the manifest: on what the model ran, which rounding depends on."""

@@ -10,13 +10,16 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint
 from peft import PeftModel
 from safetensors.torch import load_file
 from training_runs import make_rows, run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefloop.config import LoraSection, MergeSection, ModelSection
+from prefloop.engine.load import load_model
 from prefloop.errors import UsageError
+from prefloop.train import adapters
 from prefloop.train.run import merge
 from tiny_models import copy_tiny_model, tiny_model_folder
 
@@ -188,7 +191,7 @@ def test_a_quantised_base_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     from prefloop.train import adapters
     from prefloop.train import run as module
 
-    def quantised(settings: ModelSection) -> Any:
+    def quantised(settings: ModelSection, quantize: str | None = None) -> Any:
         model = AutoModelForCausalLM.from_pretrained(base)
         model.config.quantization_config = {"quant_method": "bitsandbytes"}
         return model
@@ -221,3 +224,41 @@ def test_lora_settings_reach_the_adapter(tmp_path: Path) -> None:
     everything = load_file(tmp_path / "all" / "adapter" / "adapter_model.safetensors")
     assert len(everything) == 2 * 7 * 2
     assert not [n for n in everything if "lm_head" in n or "embed" in n]
+
+
+@pytest.mark.parametrize("lora", [True, False])
+@pytest.mark.parametrize("sharded", [True, False])
+def test_a_checkpoint_is_merged_as_its_result_would_be(lora: bool, sharded: bool, tmp_path: Path) -> None:
+    """The last checkpoint, here made the end: what a job that ran out of time leaves behind."""
+    model = tiny_model_folder("llama")
+    policy = load_model(section(model))
+    if lora:
+        policy = adapters.add_lora(policy, LoraSection(r=4))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.02 * torch.randn_like(parameter))
+    expected = logits(policy.eval())
+    checkpoint = tmp_path / "checkpoint-5"
+    if sharded:  # as accelerate writes the state of FSDP2, in one process
+        adapters.save_configuration(policy, checkpoint)
+        torch.distributed.checkpoint.save(
+            {"model": policy.state_dict()}, checkpoint_id=checkpoint / adapters.SHARDS, no_dist=True
+        )
+    else:
+        adapters.save(policy, checkpoint)
+    merge(section(model), checkpoint, tmp_path / "merged", MergeSection())
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    assert torch.allclose(logits(merged), expected, atol=1e-5)
+    assert not torch.allclose(logits(load_model(section(model))), expected, atol=1e-3)
+
+
+def test_shards_of_another_model_are_refused(tmp_path: Path) -> None:
+    other = load_model(section(tiny_model_folder("gpt_neox")))
+    adapters.save_configuration(other, tmp_path / "c")
+    torch.distributed.checkpoint.save(
+        {"model": other.state_dict()}, checkpoint_id=tmp_path / "c" / adapters.SHARDS, no_dist=True
+    )
+    with pytest.raises(UsageError, match="do not fit the model"):
+        merge(section(tiny_model_folder("llama")), tmp_path / "c", tmp_path / "merged", MergeSection())

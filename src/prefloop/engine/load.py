@@ -253,6 +253,16 @@ def free() -> None:
         torch.cuda.empty_cache()
 
 
+def quiet() -> None:
+    """Keep transformers' own bars, and its remarks on its own code, out of what people look at."""
+    import warnings
+
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+
+
 def load_fix(error: BaseException, name: str) -> str | None:
     """What to do about an error of loading `name`, where the error says which of the usual ones it is."""
     from huggingface_hub import errors

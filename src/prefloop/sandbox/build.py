@@ -1,6 +1,6 @@
 """Builds the sandbox's model: tokenizer, corpus, training, measurement. `python -m prefloop.sandbox.build --out DIR`.
 
-Three quarters of an hour on two idle cores. The corpus is the same for the same seed, byte for byte; so are the weights, on the
+Fifty minutes on two idle cores. The corpus is the same for the same seed, byte for byte; so are the weights, on the
 same machine with the same libraries.
 """
 

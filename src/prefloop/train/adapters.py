@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from prefloop.train.check import refuse_quantised
 
 ADAPTER, MODEL = "adapter", "model"
 """Folders below a training's result: an adapter, or all weights."""
+SHARDS = "pytorch_model_fsdp_0"
+"""Folder in a sharded checkpoint, as accelerate names it."""
+_ADAPTER_CONFIG = "adapter_config.json"
 
 
 def switch_off_dropout(model: nn.Module) -> None:
@@ -75,6 +79,16 @@ def add_lora(model: Any, section: LoraSection) -> Any:
     return adapted
 
 
+def save_configuration(model: Any, folder: Path) -> None:
+    """Write what says how to read a sharded checkpoint: the adapter's configuration, or the model's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if hasattr(model, "peft_config"):
+        for config in model.peft_config.values():
+            config.save_pretrained(folder)
+    else:
+        model.config.save_pretrained(folder)
+
+
 def save(model: Any, folder: Path, state: Mapping[str, torch.Tensor] | None = None) -> None:
     """Write the adapter, or without one all weights, as safetensors with their configuration.
 
@@ -103,28 +117,36 @@ def merge(
 
     Args:
         base: the model that was trained; tokenizer and template come from it.
-        trained: a folder with `adapter` or `model` in it, or an adapter's own folder.
+        trained: the result of a training (`adapter` or `model` in it), one of its checkpoints, sharded or not, or any
+            adapter's own folder.
         out: put in place whole, at the end; a folder that is there is replaced.
 
     Returns:
         {"dtype", "parameters"}.
 
     Raises:
-        UsageError: `trained` holds neither, the base is quantised, or the adapter belongs to another architecture.
+        UsageError: `trained` holds no weights, the base is quantised, or the adapter belongs to another architecture.
     """
-    adapter = next((p for p in (trained / ADAPTER, trained) if (p / "adapter_config.json").is_file()), None)
-    full = trained / MODEL
-    if adapter is None and not (full / "config.json").is_file():
+    adapter = next((p for p in (trained / ADAPTER, trained) if (p / _ADAPTER_CONFIG).is_file()), None)
+    full = next((p for p in (trained / MODEL, trained) if (p / "config.json").is_file()), None)
+    if adapter is None and full is None:
         raise UsageError(
-            "holds neither an adapter nor trained weights", where=str(trained), fix="give the result of a training"
+            "holds neither an adapter nor trained weights",
+            where=str(trained),
+            fix="give the result of a training, or a checkpoint of one",
         )
     source = base.model_copy(update={"dtype": "float32", "device": "cpu"})
-    if adapter is None:
+    shards = trained / SHARDS
+    if adapter is None and not shards.is_dir():
         source = source.model_copy(update={"path": str(full), "revision": None})
     model = load_model(source)
     refuse_quantised(model.config, base.path)
+    if shards.is_dir():
+        model = _with_shards(model, shards, adapter)
+    elif adapter is not None:
+        model = load_adapter(model, adapter)
     if adapter is not None:
-        model = load_adapter(model, adapter).merge_and_unload()
+        model = model.merge_and_unload()
     model = model.to(dtype)
     model.config.dtype = dtype
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -135,6 +157,32 @@ def merge(
         "dtype": str(dtype).removeprefix("torch."),
         "parameters": sum(p.numel() for p in model.parameters()),
     }
+
+
+def _with_shards(model: Any, shards: Path, adapter: Path | None) -> Any:
+    """The model with the weights of a sharded checkpoint, gathered from its files; with its adapter, if it has one."""
+    from accelerate.utils import merge_fsdp_weights
+    from safetensors.torch import load_file
+
+    if adapter is not None:
+        from peft import PeftConfig, get_peft_model
+
+        model = get_peft_model(model, PeftConfig.from_pretrained(str(adapter)))
+    with tempfile.TemporaryDirectory(dir=shards.parent) as gathered:
+        merge_fsdp_weights(str(shards), gathered)
+        state = load_file(Path(gathered) / "model.safetensors")
+    missing, unknown = model.load_state_dict(state, strict=False)
+    # Of tied weights one name is kept, and a frozen base is the one that was just loaded.
+    tied = set(getattr(model, "all_tied_weights_keys", None) or {})
+    lost = [name for name in missing if name not in tied and (adapter is None or ".lora_" in name)]
+    if unknown or lost:
+        raise UsageError(
+            f"the shards do not fit the model: {len(unknown)} weights are unknown, {len(lost)} missing "
+            f"({', '.join([*unknown, *lost][:3])} …)",
+            where=str(shards),
+            fix="give the model that was trained",
+        )
+    return model
 
 
 def _save_weights(

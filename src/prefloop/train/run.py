@@ -31,7 +31,7 @@ from prefloop.store.cache import Cache
 from prefloop.store.fingerprint import digest, model_digest
 from prefloop.train import adapters, checkpoints
 from prefloop.train.batches import Collator
-from prefloop.train.check import check_trainable, in_group, is_sharded
+from prefloop.train.check import check_trainable, in_group, is_sharded, refuse_quantised
 from prefloop.train.encode import Encoder
 from prefloop.train.examples import REJECTS, Examples, Source, prepare
 from prefloop.train.launch import launch
@@ -141,6 +141,8 @@ def train(
 
     quantize = section.lora.quantize if section.lora is not None else None
     policy = load_model(model.model_copy(update={"dtype": weights, "device": str(precision.device)}), quantize)
+    if quantize is None:
+        refuse_quantised(policy.config, model.path)
     adapters.switch_off_dropout(policy)
     attach_scorer(policy)
     sharing = check_sharing(policy)

@@ -243,13 +243,17 @@ class PreferenceTrainer(transformers.Trainer):  # type: ignore[misc]
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Weights and configuration as safetensors and JSON; no pickled arguments, no tokenizer.
 
-        Checkpoints of a sharded model are left to the trainer, which writes each process's shard.
+        Checkpoints of a sharded model are left to the trainer, which writes each process's shard; `adapters.merge`
+        gathers them.
         """
+        folder = Path(output_dir or self.args.output_dir)
         if _internal_call and self.is_fsdp_enabled:
+            if self.is_world_process_zero():
+                adapters.save_configuration(self.accelerator.unwrap_model(self.model), folder)
             return
         state = self.whole_state()
         if self.is_world_process_zero():
-            adapters.save(self.accelerator.unwrap_model(self.model), Path(output_dir or self.args.output_dir), state)
+            adapters.save(self.accelerator.unwrap_model(self.model), folder, state)
 
     def whole_state(self) -> dict[str, Tensor] | None:
         """The weights of a sharded model, gathered from all processes; None where each process has them all."""
