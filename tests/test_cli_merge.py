@@ -8,10 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.tiny_models import tiny_model_folder
+
 from prefloop.config import LoraSection, ModelSection
 from prefloop.engine.load import load_model
 from prefloop.train import adapters
-from tests.tiny_models import tiny_model_folder
 
 
 def prefloop(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

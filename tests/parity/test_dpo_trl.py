@@ -135,7 +135,8 @@ def test_trajectory(loss: str, lora: bool, tmp_path: Path) -> None:
     assert len(records) == len(expected) == ROWS // BATCH * EPOCHS == 20
     for ours, other in zip(records, expected, strict=True):
         for name in NAMES:
-            assert ours[name] == pytest.approx(other[name], abs=1e-5, rel=1e-5), (name, ours["step"])
+            relative = 1e-4 if name == "grad_norm" else 1e-5
+            assert ours[name] == pytest.approx(other[name], abs=1e-5, rel=relative), (name, ours["step"])
     assert records[-1]["rewards/margins"] > records[0]["rewards/margins"] + 0.01, "the policy moved"
 
     theirs.model.save_pretrained(tmp_path / "theirs")

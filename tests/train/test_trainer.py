@@ -265,8 +265,8 @@ def test_a_trained_model_is_freed(lora: bool, tmp_path: Path, monkeypatch: pytes
     """Two models do not fit where one does: what a training or merge loaded must be gone when it returns."""
     loaded: list[weakref.ref[Any]] = []
 
-    def noted(section: ModelSection) -> Any:
-        model = load_model(section)
+    def noted(section: ModelSection, quantize: str | None = None) -> Any:
+        model = load_model(section, quantize)
         loaded.append(weakref.ref(model.get_input_embeddings().weight))
         return model
 

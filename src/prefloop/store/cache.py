@@ -97,9 +97,11 @@ class Cache:
 
     def _is_ours(self) -> bool:
         """Whether the tables are there; False for a new file, an error for anything else."""
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        application = self._db.execute("PRAGMA application_id").fetchone()[0]
-        tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        # One statement, one snapshot: between two, another process may have made the tables.
+        version, application, tables = self._db.execute(
+            "SELECT (SELECT user_version FROM pragma_user_version),"
+            " (SELECT application_id FROM pragma_application_id), (SELECT count(*) FROM sqlite_master)"
+        ).fetchone()
         if not (tables or version or application):
             return False
         if application != APPLICATION_ID:
