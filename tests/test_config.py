@@ -68,6 +68,8 @@ def test_later_overrides_win(recipe):
         ("train.batch_size=0", "train.batch_size: input should be greater than 0 (given: 0)"),
         ("rate.type=oracle", "'function', 'judge'"),
         ("sample.n", "not of the form a.b=c"),
+        ("sample.n=1", "a pair needs two answers"),
+        ("sample.temperature=0", "would be the same"),
         ("train.objective.bta=3", "train.objective.bta: unknown setting; did you mean beta?"),
         ("train.objective=sigmoid", "'dpo'"),
     ],

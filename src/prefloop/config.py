@@ -424,6 +424,10 @@ class Recipe(Section):
                 )
             if missing := [name for name in ("prompts", "rate") if getattr(self, name) is None]:
                 raise ValueError(f"{missing[0]} is missing; it must be set in the recipe or as {missing[0]}=…")
+            if self.sample is not None and self.sample.n < 2:
+                raise ValueError("sample.n is 1: a pair needs two answers to a prompt; set sample.n=2 or more")
+            if self.sample is not None and self.sample.temperature == 0:
+                raise ValueError("sample.temperature is 0: all answers to a prompt would be the same; set it above 0")
             return self
         if given := [name for name in ("prompts", "sample", "pair") if getattr(self, name) is not None]:
             decoding = "; decoding for the measurement is evaluate.sample" if "sample" in given else ""

@@ -357,27 +357,33 @@ def _model_settings(section: ModelSection, cache: Cache | None) -> dict[str, Any
 
 
 class _Warnings(logging.Handler):
-    """Sends warnings of our own loggers to the display, to run.log and, as events, to the report."""
+    """Sends our own loggers' lines to the display and to run.log, and warnings, as events, to the report too."""
 
     def __init__(self, run: RunDir, progress: Progress) -> None:
-        super().__init__(logging.WARNING)
+        super().__init__(logging.INFO)
         self.run, self.progress = run, progress
         self.at: dict[str, str] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
-        self.progress.warn(text)
         self.run.log(text)
+        if record.levelno < logging.WARNING:
+            self.progress.note(text)
+            return
+        self.progress.warn(text)
         self.run.event("warning", text=text, **self.at)
 
 
 @contextmanager
 def _warnings_to(run: RunDir, progress: Progress) -> Iterator[_Warnings]:
     handler, logger = _Warnings(run, progress), logging.getLogger("prefloop")
+    level = logger.level
     logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
     try:
         yield handler
     finally:
+        logger.setLevel(level)
         logger.removeHandler(handler)
 
 

@@ -111,9 +111,27 @@ class Bench:
                 "model.batch_size for sampling and judging; then start the same command again",
             ) from error
         self._note_usage()
+        self._note_rows(stage, folder)
         seconds = round(time.monotonic() - started, 3)
         run.event("stage_finished", seconds=seconds, **self.at)
         run.log(f"{stage.name} is done after {seconds} s")
+
+    def _note_rows(self, stage: Stage, folder: StageDir) -> None:
+        """Say in the stage's line how many rows it kept, and never pass over what it dropped."""
+        success = folder.success() or {}
+        rows = success.get("rows", {})
+        reasons = success.get("reject_reasons") or success.get("extra", {}).get("rejected") or {}
+        if stage.verb in ("prompts", "heldout", "preferences") and rows:
+            self.progress.update(kept=rows["kept"])
+        if stage.verb == "pair":
+            self.progress.update(pairs=rows["kept"])
+        dropped = sum(reasons.values())
+        if dropped:
+            most = max(reasons, key=lambda reason: reasons[reason], default="")
+            self.progress.warn(
+                f"{stage.name}: {dropped:,} rows dropped, most of them for: {most} "
+                f"(prefloop inspect {self.loop.run.path} --stage {stage.name} --rejects)"
+            )
 
     def backend(self, section: ModelSection) -> CachedBackend:
         """The model of a section behind the cache, loaded on first use; the one used longest ago makes room."""
@@ -258,10 +276,13 @@ def run_rate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> 
     backends: dict[str, Backend] = {name: bench.backend(m or bench.recipe.model) for name, m in needs.items()}
     bench.progress.total(source.count(), "rows")
     done = folder.begin(fingerprint)
+    made = 0
     for index, part in enumerate(_parts(rows_of(bench, bench.loop.previous(stage)), RATED_ROWS)):
         if index not in done:
-            bench.on_batch = lambda asked: bench.progress.update(calls=asked)
+            before = made
+            bench.on_batch = lambda asked, before=before: bench.progress.update(calls=before + asked)  # type: ignore[misc]
             rated = rate(signal, part, backends)
+            made += len(rated.calls)
             folder.write_part(
                 index, rated.rows, "scored", tables={"calls": ("calls", rated.calls)}, counts=rated.counts
             )

@@ -111,6 +111,7 @@ def test_a_mask_that_is_not_just_passed_on_fails_at_once():
     q = torch.zeros(1, 1, 3, 2)
     assert mask.to("cpu", torch.float32) is mask
     assert mask.dim() == len(mask.shape) == 4
+    assert not torch.is_floating_point(mask)
     for misuse in (lambda: torch.zeros(1, 1, 3, 3) + mask, lambda: mask[:, :, :, :3], lambda: mask.logical_not()):
         with pytest.raises(Unsupported, match="more with its attention mask than pass it on"):
             misuse()

@@ -130,10 +130,26 @@ def test_never_holds_all_logits(monkeypatch):
     assert largest == 2 * 1000
 
 
-def test_chunk_size_holds_the_byte_limit():
-    assert (
-        chunked.chunk_size(151_936) * 151_936 * 4
-        <= chunked.CHUNK_BYTES
-        < (chunked.chunk_size(151_936) + 1) * 151_936 * 4
-    )
-    assert chunked.chunk_size(10**12) == 1
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_chunk_size_holds_the_byte_limit(device):
+    size = chunked.chunk_size(151_936, torch.device(device))
+    limit = {"cpu": 32, "cuda": 256}[device] * 2**20
+    assert size * 151_936 * 4 <= limit < (size + 1) * 151_936 * 4
+    assert chunked.chunk_size(10**12, torch.device(device)) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.5, None), (1.0, 3.0), (2.0, 3.0)])
+def test_a_frozen_heads_gradient_is_made_in_forward(scale, softcap, dtype):
+    """Against autograd through the whole logits, rows weighted unequally by what comes from above."""
+    hidden, weight, offset, targets = problem(9, 6, 23, dtype=dtype)
+    weight, offset = weight.detach(), None if offset is None else offset.detach()
+    above = torch.linspace(-2, 3, 9, dtype=torch.float64).to(dtype)
+
+    def gradient(logps):
+        return torch.autograd.grad((logps * above).sum(), hidden)[0].double()
+
+    found = gradient(chunked_logprobs(hidden, weight, targets, offset, scale=scale, softcap=softcap, chunk=4))
+    logits = chunked.transform_logits(torch.nn.functional.linear(hidden, weight, offset).double(), scale, softcap)
+    expected = gradient(logits.log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1))
+    assert torch.allclose(found, expected, atol=1e-9 if dtype == torch.float64 else 0.05)

@@ -323,3 +323,13 @@ def test_no_pair_fails_with_the_reason(project):
         project.run_here()
     assert error.value.exit_code == 1
     assert "equal_scores" in str(error.value)
+
+
+def test_what_a_stage_drops_is_said(tmp_path):
+    project = make_project(tmp_path)
+    prompts = (tmp_path / "prompts.jsonl").read_text()
+    (tmp_path / "prompts.jsonl").write_text(prompts + '{"prompt": ""}\n{"prompt": ""}\n')
+    said = project.prefloop("pair", "recipe.yaml", "prompts.on_bad_row=reject", "--out", "out").stderr
+    assert "prompts: 2 rows dropped" in said
+    assert "--stage prompts --rejects" in said
+    assert "pairs" in said

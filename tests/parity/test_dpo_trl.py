@@ -137,7 +137,8 @@ def test_trajectory(loss: str, lora: bool, tmp_path: Path) -> None:
         for name in NAMES:
             relative = 1e-4 if name == "grad_norm" else 1e-5
             assert ours[name] == pytest.approx(other[name], abs=1e-5, rel=relative), (name, ours["step"])
-    assert records[-1]["rewards/margins"] > records[0]["rewards/margins"] + 0.01, "the policy moved"
+    # Not by its sign: DiscoPOP may come to rest on the wrong side (`losses.discopop`).
+    assert abs(records[-1]["rewards/margins"] - records[0]["rewards/margins"]) > 0.01, "the policy moved"
 
     theirs.model.save_pretrained(tmp_path / "theirs")
     (file,) = (tmp_path / "t").glob("*/*.safetensors")

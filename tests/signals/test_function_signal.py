@@ -36,6 +36,8 @@ def meddling(prompt, completion):
     prompt[0]["content"] += "!"
     prompt.append(None)
     return len(prompt) - 1
+def lonely(completion):
+    return 1.0
 constant = 3
 """
 
@@ -197,3 +199,9 @@ def test_the_identity_follows_the_file_without_importing_it(here):
     assert identity("my_rules:length") != before
     assert "my_rules" not in sys.modules
     assert identity("my_absent:f")["source_sha"] is None
+
+
+def test_a_function_of_other_arguments_is_found_before_anything_is_sampled(here):
+    with pytest.raises(UsageError, match="cannot be called with a prompt and a completion") as error:
+        preflight(FunctionSignalSection(callable="my_rules:lonely"))
+    assert "lonely" in str(error.value)

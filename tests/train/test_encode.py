@@ -114,6 +114,13 @@ def test_nothing_left_is_an_error(tmp_path: Path) -> None:
     assert pq.read_table(tmp_path / "t" / "rejects.parquet").num_rows == 2
 
 
+def test_a_weight_is_not_negative() -> None:
+    rows = make_rows(2)
+    rows[1]["weight"] = -0.5
+    with pytest.raises(UsageError, match=f"row {rows[1]['id']}: a weight of -0.5 would train away"):
+        encode(rows)
+
+
 def test_a_label_is_a_probability() -> None:
     rows = make_rows(2)
     rows[0]["label"] = 0.25
@@ -159,6 +166,24 @@ def test_unpaired_answers_stand_beside_a_stranger() -> None:
     assert len({e.id for e in examples}) == 6
 
 
+def test_an_unpaired_answer_has_half_of_its_pairs_margin() -> None:
+    rows = make_rows(2)
+    rows[0]["margin"] = 3.0
+    assert [e.margin for e in encode(rows, takes="unpaired")[0]] == [1.5, 1.5, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(("objective", "unread"), [("kto", ["label"]), ("sft", ["margin", "label"]), ("dpo", [])])
+def test_columns_that_an_objective_does_not_read_are_told(
+    objective: str, unread: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = make_rows(4)
+    rows[1]["margin"], rows[1]["label"] = 2.0, 0.3
+    rows[2]["margin"], rows[2]["label"] = 0.0, 1.0  # what a row without them has
+    run(tmp_path / "t", tiny_model_folder("llama"), rows, objective=objective)
+    told = [m for m in caplog.messages if "does not read" in m]
+    assert sorted(told) == sorted(f"1 rows have a {column}, which this objective does not read" for column in unread)
+
+
 def test_a_stranger_is_cut_to_the_room_there_is() -> None:
     rows = make_rows(2)
     rows[0]["chosen"] = rows[0]["rejected"] = [{"role": "assistant", "content": "kind " * 30}]
@@ -193,6 +218,8 @@ def test_lists_that_cannot_be_made() -> None:
     examples, rejects = encode(rows, takes="lists")
     assert len(examples) == 1
     assert "one answer of the prompt has two scores" in rejects[0]["reason"]
+    rows[4]["weight"] = 2.0
+    assert "several weights" in encode(rows, takes="lists")[1][1]["reason"]
     rows[2]["score_rejected"] = -1.0
     assert "the same score" in encode(rows, takes="lists")[1][0]["reason"]
     with pytest.raises(UsageError, match="do not stand together"):

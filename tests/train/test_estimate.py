@@ -14,6 +14,7 @@ from prefloop.engine.sharing import build, check_sharing
 from prefloop.train import adapters
 from prefloop.train import estimate as module
 from prefloop.train.estimate import Estimate, estimate
+from prefloop.train.rhythm import Plan
 from tiny_models import tiny_model_folder
 
 
@@ -59,6 +60,22 @@ def test_parameters_and_their_state() -> None:
     assert adapter.parameters == whole + adapter.trainable
     assert adapter.gradients == 4 * adapter.trainable
     assert full.peak == full.weights + full.gradients + full.optimizer + full.activations + full.head
+
+
+def test_a_quantised_base() -> None:
+    """Its linear layers but the head, in 4 bits with a byte for each 64 and four for each 16,384."""
+    section = ModelSection(path=str(tiny_model_folder("llama")), device="cpu")
+    policy = load_model(section)
+    linear = {m.weight for m in policy.modules() if isinstance(m, torch.nn.Linear)} - {policy.lm_head.weight}
+    packed = sum(weight.numel() for weight in linear)
+    hollow = module._hollow(section, TrainSection(lora=LoraSection(r=4)), torch.float32)
+    assert module._quantised(hollow) == packed
+    assert 2**14 * module.NF4 == 2**13 + 2**8 + 4
+
+
+def test_steps_are_those_of_the_training() -> None:
+    plan = Plan.of(801, 8, 1.01, 0.0, log=1, save=1, validate=False)
+    assert predict(count=801, batch_size=8, epochs=1.01).steps == plan.total == 103
 
 
 def test_less_memory() -> None:

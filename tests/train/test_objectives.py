@@ -142,8 +142,12 @@ def test_sft_counts_every_token_alike_however_the_step_is_cut(tmp_path: Path) ->
     for micro in (4, 1):
         records: list[dict[str, Any]] = []
         out = tmp_path / str(micro)
-        run(out, tiny_model_folder("llama"), lora=False, objective="sft", micro_batch_size=micro, records=records)
+        run(out, tiny_model_folder("llama"), lora=False, objective="sft", micro_batch_size=micro, records=records,
+            validation=make_rows(5, seed=1))  # fmt: skip
         found.append(([r["loss"] for r in records], weights(out)))
+        # All answers to an untrained model of random weights are about as unlikely, per token.
+        assert [r["kind"] for r in records[:2]] == ["validation", "train"]
+        assert records[0]["loss"] == pytest.approx(records[1]["loss"], rel=0.1)
     assert found[0][0] == pytest.approx(found[1][0], abs=1e-5)
     assert max(float((found[0][1][k] - found[1][1][k]).abs().max()) for k in found[0][1]) < 1e-6
 

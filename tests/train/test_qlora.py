@@ -12,7 +12,9 @@ from training_runs import make_rows, run, weights
 from transformers import AutoModelForCausalLM
 
 from prefloop.config import LaunchSection, LoraSection, MergeSection, ModelSection
+from prefloop.engine.flops import ModelShape
 from prefloop.engine.load import load_model
+from prefloop.engine.logprob import parts
 from prefloop.errors import UsageError
 from prefloop.train.run import merge
 from tiny_models import copy_tiny_model, tiny_model_folder
@@ -35,6 +37,12 @@ def test_a_quantised_base_is_trained_upon(tmp_path: Path) -> None:
     merge(ModelSection(path=str(model), device="cpu"), tmp_path / "t", tmp_path / "merged", MergeSection())
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert getattr(merged.config, "quantization_config", None) is None
+
+
+def test_its_operations_are_those_of_the_plain_model() -> None:
+    section = ModelSection(path=str(tiny_model_folder("llama", **WIDE)), device="cpu")
+    plain, packed = (ModelShape.of(*parts(load_model(section, how))) for how in (None, "nf4"))
+    assert packed == plain
 
 
 def test_it_is_the_training_of_the_rounded_weights(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ import torch
 from training_runs import make_rows, run, weights
 
 from prefloop.config import LaunchSection, LoraSection
-from prefloop.errors import PrefloopError, UsageError
+from prefloop.errors import Interrupted, PrefloopError, UsageError
+from prefloop.train import checkpoints
 from prefloop.train.meter import SPEEDS
 from tiny_models import tiny_model_folder
 
@@ -51,6 +54,38 @@ def test_two_processes_train_as_one(objective: str, lora: bool, tmp_path: Path) 
     assert max(float((first[k] - second[k]).abs().max()) for k in first) < 1e-5
     start = {k: torch.zeros_like(v) for k, v in first.items() if "lora_B" in k}
     assert not start or any(not torch.equal(first[k], start[k]) for k in start), "something was learnt"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_a_signal_stops_the_group_with_a_checkpoint(
+    number: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It comes to the process that listens, and the group ends like one process does; its log reaches this one's."""
+    caplog.set_level("INFO", logger="prefloop")
+    model, settings = tiny_model_folder("llama"), {"rows": make_rows(16, weights=True), "lora": False, "epochs": 25}
+
+    class Records(list[dict[str, Any]]):
+        def append(self, record: dict[str, Any]) -> None:
+            super().append(record)
+            if record["step"] == 5:
+                os.kill(os.getpid(), number)
+
+    records, handler = Records(), signal.getsignal(number)
+    with pytest.raises(Interrupted, match=r"stopped at step \d+ of 100, with a checkpoint"):
+        run(tmp_path / "t", model, launch=GROUP, records=records, **settings)
+    assert signal.getsignal(number) is handler
+    stopped = records[-1]["step"]
+    assert stopped < 100
+    (checkpoint,) = (tmp_path / "t").glob("checkpoint-*")
+    assert checkpoint.name == f"checkpoint-{stopped}"
+    assert (checkpoint / checkpoints.MARK).exists()
+    assert "effective sample size" in caplog.text
+    more: list[dict[str, Any]] = []
+    run(tmp_path / "t", model, records=more, **settings)
+    assert more[0]["step"] == stopped + 1, "and a single process goes on from it"
+    run(tmp_path / "one", model, **settings)
+    first, second = weights(tmp_path / "one"), weights(tmp_path / "t")
+    assert max(float((first[k] - second[k]).abs().max()) for k in first) < 1e-4
 
 
 def test_what_a_process_finds_out_reaches_the_user(tmp_path: Path) -> None:

@@ -18,9 +18,9 @@ import torch
 from training_runs import RESUME, make_rows, run, weights
 
 from prefloop.config import LoraSection
-from prefloop.errors import Interrupted
+from prefloop.errors import Interrupted, UsageError
 from prefloop.store import atomic
-from prefloop.train import checkpoints
+from prefloop.train import adapters, checkpoints
 from prefloop.train.meter import SPEEDS
 from prefloop.train.rhythm import Rhythm
 from tiny_models import tiny_model_folder
@@ -187,6 +187,21 @@ def test_a_smaller_micro_batch_continues(tmp_path: Path, monkeypatch: pytest.Mon
     assert max(float((whole[k] - resumed[k]).abs().max()) for k in whole) < 1e-5
     monkeypatch.setattr("prefloop.train.run.load_model", None)
     assert run(tmp_path / "t", model, **settings) == result, "a finished training is not repeated either"
+
+
+def test_a_checkpoint_of_shards_is_not_for_a_whole_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How the processes are launched is no part of what is trained, so such a checkpoint is found, and kept."""
+    model = tiny_model_folder("llama")
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "clear", kill)
+        with pytest.raises(Killed):
+            run(tmp_path / "t", model, **RESUME)
+    (tmp_path / "t" / "trained.json").unlink()
+    newest = max((tmp_path / "t").glob("checkpoint-*"), key=checkpoints.step_of)
+    (newest / adapters.SHARDS).mkdir()
+    with pytest.raises(UsageError, match="shared out over processes"):
+        run(tmp_path / "t", model, **RESUME)
+    assert newest.is_dir()
 
 
 def test_a_checkpoint_that_lost_a_file_does_not_count(tmp_path: Path) -> None:

@@ -286,3 +286,14 @@ def test_a_trained_model_is_freed(lora: bool, tmp_path: Path, monkeypatch: pytes
 def test_the_references_key_says_how_the_base_was_held(lora: bool, base: str, tmp_path: Path) -> None:
     result = run(tmp_path / "t", tiny_model_folder("llama", spread=2.0), make_rows(4), lora=lora, dtype="bfloat16")
     assert (result["reference"]["dtype"], result["reference"]["weights"]) == ("bfloat16", base)
+
+
+def test_the_precision_is_the_models_whatever_accelerate_was_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reference and its key go by `model.dtype`; a configuration of accelerate would cast the policy alone."""
+    settings: dict[str, Any] = {"lora": False, "epochs": 2}
+    run(tmp_path / "a", tiny_model_folder("llama", spread=2.0), **settings)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    run(tmp_path / "b", tiny_model_folder("llama", spread=2.0), **settings)
+    assert distance(weights(tmp_path / "a"), weights(tmp_path / "b")) == 0

@@ -11,9 +11,15 @@ from training_runs import make_rows, run
 from prefloop.train.watch import LEAST, WINDOW, Watch
 from tiny_models import tiny_model_folder
 
+BETA = 0.1
 
-def records(kl: float, logps: float, count: int = WINDOW, kind: str = "train") -> list[dict[str, Any]]:
-    return [{"kind": kind, "step": i, "kl": kl, "logps/chosen": logps} for i in range(count)]
+
+def records(
+    lost: float, logps: float, count: int = WINDOW, *, rejected: float = 50.0, kind: str = "train"
+) -> list[dict[str, Any]]:
+    """`lost` and `rejected`: nats that the two answers have lost."""
+    rewards = {"rewards/chosen": -BETA * lost, "rewards/rejected": -BETA * rejected}
+    return [{"kind": kind, "step": i, **rewards, "logps/chosen": logps} for i in range(count)]
 
 
 @pytest.mark.parametrize(
@@ -25,11 +31,12 @@ def records(kl: float, logps: float, count: int = WINDOW, kind: str = "train") -
         (records(40.0, -200.0, 5 * WINDOW), 1),  # once
         (records(40.0, -200.0, WINDOW - 1), 0),  # too early
         (records(40.0, -200.0, kind="validation"), 0),
-        (records(-40.0, -20.0), 0),  # more likely than before
+        (records(-2.0, -20.0, rejected=500.0), 0),  # the rejected one alone: what a preference loss is for
+        (records(40.0, -20.0, rejected=-3.0), 0),  # the chosen one alone: the loss sees it
     ],
 )
 def test_answers_that_become_unlikely(given: Any, said: int, caplog: pytest.LogCaptureFixture) -> None:
-    watch = Watch()
+    watch = Watch(BETA)
     for record in given:
         watch(record)
     assert caplog.text.count("become unlikely") == said

@@ -66,3 +66,22 @@ def test_a_missing_model_is_one_message(tmp_path):
     done = CliRunner().invoke(app, ["chat", str(tmp_path / "nosuch")], input="Hello\n")
     assert done.exit_code != 0
     assert type(done.exception).__name__ == "UsageError"
+
+
+def test_a_turn_too_long_does_not_end_the_conversation():
+    done = talk(["word " * 3000, "Hello"], "--max-new-tokens", "4")
+    assert done.exit_code == 0
+    assert "/reset starts over" in done.stderr
+    assert len(done.stdout.splitlines()) == 1, "the second line is answered"
+
+
+def test_a_run_without_a_model_yet(tmp_path):
+    (tmp_path / "manifest.json").write_text("{}")
+    done = CliRunner().invoke(app, ["chat", str(tmp_path)], input="Hello\n")
+    assert "has made no model yet" in str(done.exception)
+
+
+def test_bytes_that_are_no_text_are_read_as_best_they_can(answers):
+    done = CliRunner().invoke(app, ["chat", str(tiny_model_folder("llama"))], input=b"hi\xff\xfe\n")
+    assert done.exit_code == 0
+    assert answers == [[("user", "hi\ufffd\ufffd")]]

@@ -21,6 +21,7 @@ def win(value: float, low: float, high: float, n: int) -> dict[str, Any]:
         (win(0.6, 0.4, 0.8, 100), "no detectable difference"),
         (win(1.0, 1.0, 1.0, 12), "all 12 equal; the interval says nothing"),
         (win(1.0, 1.0, 1.0, 300), "better"),
+        (win(0.2, 0.0, 0.45, 10), "worse (of 10 prompts only: below 30 such intervals are too narrow)"),
     ],
 )
 def test_the_win_rate_in_words(figure: dict[str, Any], words: str) -> None:

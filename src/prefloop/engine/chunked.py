@@ -12,20 +12,26 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-CHUNK_BYTES = 256 * 2**20
-"""Size of the largest [C, V] tensor in float32; forward and backward hold about two of them."""
+CHUNK_BYTES = {"cpu": 32 * 2**20}
+"""Size of the [C, V] tensor in float32 that is worked on at a time. A processor wants it near its cache."""
+_CHUNK_BYTES_ELSEWHERE = 256 * 2**20  # a GPU wants few and large products
 
 
-def chunk_size(vocabulary: int) -> int:
-    """Tokens in a chunk, so that [C, V] float32 stays at CHUNK_BYTES."""
-    return max(1, CHUNK_BYTES // (4 * vocabulary))
+def chunk_size(vocabulary: int, device: torch.device) -> int:
+    """Tokens in a chunk."""
+    return max(1, CHUNK_BYTES.get(device.type, _CHUNK_BYTES_ELSEWHERE) // (4 * vocabulary))
 
 
 class _ChunkedLogProb(torch.autograd.Function):
-    """The closed form of the gradient, with each chunk's logits computed again in backward.
+    """The closed form of the gradient.
 
     With z = scale * (W h + b), u = cap * tanh(z / cap) (u = z without a cap) and logp = u_y - logsumexp(u):
     d logp / d u = onehot(y) - softmax(u), d u / d z = 1 - (u / cap)^2.
+
+    Where the head is frozen, the gradient with respect to a hidden state is the upstream gradient times a vector that
+    is known in forward, so it is made there and backward only scales it. Where the head is trained, each chunk's
+    logits are computed again in backward. Nothing of size [N, V] is ever there, and of [C, V] one tensor (two with a
+    cap): everything is done in place.
     """
 
     @staticmethod
@@ -40,22 +46,35 @@ class _ChunkedLogProb(torch.autograd.Function):
         chunk: int,
     ) -> Tensor:
         wide = torch.promote_types(hidden_NH.dtype, torch.float32)
+        need_hidden, *need_head = ctx.needs_input_grad[:3]
         lse_N = torch.empty(len(targets_N), dtype=wide, device=hidden_NH.device)
-        picked_N = torch.empty_like(lse_N)
+        logps_N = torch.empty_like(lse_N)
+        unit_NH = torch.empty_like(hidden_NH) if need_hidden and not any(need_head) else None
         for start in range(0, len(targets_N), chunk):
             part = slice(start, start + chunk)
             logits_CV = _logits(hidden_NH[part], weight_VH, bias_V, scale, softcap, wide)
-            lse_N[part] = logits_CV.logsumexp(-1)
-            picked_N[part] = logits_CV.gather(-1, targets_N[part, None]).squeeze(-1)
-        ctx.save_for_backward(hidden_NH, weight_VH, bias_V, targets_N, lse_N)
+            slope_CV = _slope(logits_CV, scale, softcap) if unit_NH is not None else None
+            top_C1 = logits_CV.amax(-1, keepdim=True)
+            picked_C = logits_CV.gather(-1, targets_N[part, None]).sub_(top_C1).squeeze(-1)
+            sums_C = logits_CV.sub_(top_C1).exp_().sum(-1)
+            logs_C = sums_C.log()
+            logps_N[part] = picked_C - logs_C
+            lse_N[part] = logs_C + top_C1.squeeze(-1)
+            if unit_NH is not None:
+                grad_CV = logits_CV.mul_(-1 / sums_C[:, None])
+                grad_CV.scatter_add_(1, targets_N[part, None], torch.ones_like(top_C1))
+                unit_NH[part] = _times(grad_CV, slope_CV).to(hidden_NH.dtype) @ weight_VH
+        ctx.save_for_backward(hidden_NH, weight_VH, bias_V, targets_N, lse_N, unit_NH)
         ctx.settings = (scale, softcap, chunk, wide)
-        return picked_N - lse_N
+        return logps_N
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad_N,) = grads
-        hidden_NH, weight_VH, bias_V, targets_N, lse_N = ctx.saved_tensors
+        hidden_NH, weight_VH, bias_V, targets_N, lse_N, unit_NH = ctx.saved_tensors
         scale, softcap, chunk, wide = ctx.settings
+        if unit_NH is not None:
+            return (unit_NH * grad_N[:, None]).to(hidden_NH.dtype), None, None, None, None, None, None
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         # The weight's gradient sums over all chunks: kept wide, or bfloat16 would lose the later ones.
         grad_hidden_NH = torch.empty_like(hidden_NH) if need_hidden else None
@@ -64,17 +83,19 @@ class _ChunkedLogProb(torch.autograd.Function):
         for start in range(0, len(targets_N), chunk):
             part = slice(start, start + chunk)
             logits_CV = _logits(hidden_NH[part], weight_VH, bias_V, scale, softcap, wide)
+            slope_CV = _slope(logits_CV, scale, softcap)
             upstream_C1 = grad_N[part, None].to(wide)
-            grad_CV = torch.exp(logits_CV - lse_N[part, None]).mul_(-upstream_C1)
+            grad_CV = logits_CV.sub_(lse_N[part, None]).exp_().mul_(-upstream_C1)
             grad_CV.scatter_add_(1, targets_N[part, None], upstream_C1)
-            if softcap is not None:
-                grad_CV *= 1 - (logits_CV / softcap) ** 2
-            grad_CV *= scale
+            grad_CV = _times(grad_CV, slope_CV)
             narrow_CV = grad_CV.to(hidden_NH.dtype)
             if grad_hidden_NH is not None:
-                grad_hidden_NH[part] = narrow_CV @ weight_VH
+                torch.mm(narrow_CV, weight_VH, out=grad_hidden_NH[part])
             if grad_weight_VH is not None:
-                grad_weight_VH += narrow_CV.t() @ hidden_NH[part]
+                if wide == hidden_NH.dtype:
+                    grad_weight_VH.addmm_(narrow_CV.t(), hidden_NH[part])
+                else:
+                    grad_weight_VH += narrow_CV.t() @ hidden_NH[part]
             if grad_bias_V is not None:
                 grad_bias_V += grad_CV.sum(0)
         return (
@@ -86,6 +107,15 @@ class _ChunkedLogProb(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _slope(logits_CV: Tensor, scale: float, softcap: float | None) -> Tensor | float:
+    """d u / d (W h + b), before the logits are overwritten."""
+    return scale if softcap is None else (logits_CV / softcap).square_().neg_().add_(1).mul_(scale)
+
+
+def _times(grad_CV: Tensor, slope_CV: Tensor | float | None) -> Tensor:
+    return grad_CV if slope_CV is None or (isinstance(slope_CV, float) and slope_CV == 1.0) else grad_CV.mul_(slope_CV)
 
 
 def _logits(
@@ -139,7 +169,7 @@ def chunked_logprobs(
         cast = torch.get_autocast_dtype(kind)
         hidden_NH, weight_VH = hidden_NH.to(cast), weight_VH.to(cast)
         bias_V = None if bias_V is None else bias_V.to(cast)
-    chunk = chunk or chunk_size(len(weight_VH))
+    chunk = chunk or chunk_size(len(weight_VH), hidden_NH.device)
     result = _ChunkedLogProb.apply(hidden_NH, weight_VH, bias_V, targets_N, scale, softcap, chunk)  # type: ignore[no-untyped-call]
     assert isinstance(result, Tensor)
     return result

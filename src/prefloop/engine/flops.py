@@ -44,15 +44,17 @@ class ModelShape:
         weights = 0.0
         for name, parameter in decoder.named_parameters():
             if parameter.dim() >= 2 and id(parameter) not in tables:
-                weights += parameter.numel() * (share if ".experts." in name else 1.0)
+                packed = getattr(parameter, "quant_state", None)  # in 4 bits two of its weights are one number
+                size = parameter.numel() if packed is None else packed.shape.numel()
+                weights += size * (share if ".experts." in name else 1.0)
         layers = int(getattr(config, "num_hidden_layers", 0))
         heads = getattr(config, "num_attention_heads", None)  # recurrent models have none
         width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads) if heads else 0
         types = getattr(config, "layer_types", None)
         window = getattr(config, "sliding_window", None)
         windows = [window if t == "sliding_attention" else None for t in types] if types else [window] * layers
-        size = sum(p.numel() for p in head.parameters() if p.dim() == 2)
-        return cls(round(weights), (width,) * layers, tuple(windows[:layers]), size)
+        last = sum(p.numel() for p in head.parameters() if p.dim() == 2)
+        return cls(round(weights), (width,) * layers, tuple(windows[:layers]), last)
 
 
 @dataclass(frozen=True)

@@ -173,7 +173,8 @@ def _score(model: Any, layout: Layout) -> Tensor:
         return chunked_logprobs(
             hidden_NH, head.weight, targets_N, head.bias, scale=transform.scale, softcap=transform.softcap
         )
-    chunk = chunk_size(head.out_features if hasattr(head, "out_features") else head.weight.shape[0])
+    vocabulary = head.out_features if hasattr(head, "out_features") else head.weight.shape[0]
+    chunk = chunk_size(vocabulary, hidden_NH.device)
     return checkpointed_logprobs(
         hidden_NH, head, targets_N, scale=transform.scale, softcap=transform.softcap, chunk=chunk
     )

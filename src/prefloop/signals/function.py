@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
 import os
 import sys
@@ -56,6 +57,16 @@ def load(path: str) -> Scorer:
             where=path,
             fix="name a function of (prompt: list of messages, completion: str) -> float or None",
         )
+    try:
+        inspect.signature(found).bind([], "")
+    except TypeError as error:
+        raise UsageError(
+            f"cannot be called with a prompt and a completion: {error}",
+            where=f"{getattr(module, '__file__', None)}, {name}",
+            fix="name a function of (prompt: list of messages, completion: str) -> float or None",
+        ) from None
+    except ValueError:  # some functions that are not written in Python do not tell
+        pass
     function: Scorer = found
     return function
 

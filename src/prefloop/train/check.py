@@ -55,9 +55,9 @@ def in_group() -> tuple[int | None, int]:
     return (None, 1) if rank is None else (int(rank), int(os.environ["WORLD_SIZE"]))
 
 
-def is_sharded() -> bool:
-    """Whether accelerate shares the model's weights out over the processes of this group (FSDP, DeepSpeed)."""
-    return any(os.environ.get(f"ACCELERATE_USE_{kind}") == "true" for kind in ("FSDP", "DEEPSPEED"))
+def is_sharded(*kinds: str) -> bool:
+    """Whether accelerate shares the model's weights out over this group's processes, by FSDP or DEEPSPEED."""
+    return any(os.environ.get(f"ACCELERATE_USE_{kind}") == "true" for kind in kinds or ("FSDP", "DEEPSPEED"))
 
 
 def refuse_quantised(config: Any, name: str) -> None:

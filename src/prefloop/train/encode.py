@@ -25,6 +25,13 @@ pairs: the chosen and the rejected answer (K = 2). answers: the chosen ones alon
 answer on its own, with label 1 or 0, and behind it an answer to another prompt (K = 2), from which the objective
 estimates how far the policy has moved. lists: all answers to a prompt in the order of their scores (K >= 2).
 """
+UNREAD: dict[Takes, dict[Literal["margin", "label"], float]] = {
+    "pairs": {},
+    "answers": {"margin": 0.0, "label": 1.0},
+    "unpaired": {"label": 1.0},
+    "lists": {"margin": 0.0, "label": 1.0},
+}
+"""Columns of preference rows that mean nothing to such an objective, and the value that says nothing anyway."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +131,10 @@ class Encoder:
             yield row["prompt_id"], _reject(row, "all rows have the same prompt, and a drift needs answers to another")
 
     def _singles(self, row: PreferenceRow, found: Example, strangers: tuple[tuple[int, ...], ...]) -> list[Example]:
-        """Each answer with a stranger of its own kind, so that the strangers are as good and as bad as the answers."""
+        """Each answer with a stranger of its own kind, so that the strangers are as good and as bad as the answers.
+
+        Each has half of the margin by which the chosen answer is to lead, as in the losses of two fixed points.
+        """
         room = self.max_length - len(found.prompt_ids)  # a stranger is cut where it would not fit: it is not learned
         sides = [side for side, answer in _answers(row) if answer is not None]
         return [
@@ -132,7 +142,7 @@ class Encoder:
                 found,
                 id=f"{found.id}/{side}",
                 responses=(response, strangers[min(place, len(strangers) - 1)][:room]),
-                margin=0.0,
+                margin=found.margin / 2,
                 label=float(side == "chosen"),
             )
             for place, (side, response) in enumerate(zip(sides, found.responses, strict=True))
@@ -163,6 +173,9 @@ class Encoder:
                         reason = "one answer of the prompt has two scores"
             if reason:
                 yield prompt, _reject(members[0], reason)
+                continue
+            if len({row["weight"] for row in members}) > 1:
+                yield prompt, _reject(members[0], "the rows of the prompt have several weights, and make one list")
                 continue
             order = sorted(scores, key=lambda response: -scores[response])
             if len(set(scores.values())) < len(scores):
@@ -241,6 +254,12 @@ def _number(value: float | None, missing: float, row: str, column: str) -> float
         return missing
     if not abs(value) <= LARGEST:  # NaN compares as false
         raise UsageError(f"{value} is no {column}", where=f"row {row}", fix="give a number, or null for none")
+    if column == "weight" and value < 0:
+        raise UsageError(
+            f"a weight of {value} would train away from the chosen answer",
+            where=f"row {row}",
+            fix="swap the answers, or give a weight of at least 0",
+        )
     return value
 
 

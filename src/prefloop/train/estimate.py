@@ -8,6 +8,7 @@ device's peak in matrix products that a training reaches (`UTILISATION`).
 
 from __future__ import annotations
 
+import math
 import statistics
 import warnings
 from collections.abc import Sequence
@@ -36,6 +37,9 @@ UTILISATION = (0.25, 0.4, 0.6)
 """Low, middle and high share of the peak; the step's record says what a training really reached (`utilisation`)."""
 COUNTED = "prefloop_counted"
 """Name under which `_counted_attention` is known to transformers."""
+
+NF4 = (4 + 8 / 64 + 32 / (64 * 256)) / 8
+"""Bytes of a weight in 4 bits, with its share of a scale for each 64 and of a scale of 256 scales."""
 
 Row = tuple[int, tuple[int, ...]]
 """Tokens of a prompt, and of each of its responses."""
@@ -112,10 +116,11 @@ def estimate(model: ModelSection, section: TrainSection, rows: Sequence[Row] | N
         kept = kept // layers + layers * tokens * decoder.config.hidden_size * precision.compute.itemsize
     scored = sum(sum(responses) for _, responses in micro)
     vocabulary = head.weight.shape[0]
-    chunk = min(scored, chunk_size(vocabulary))
+    chunk = min(scored, chunk_size(vocabulary, precision.device))
     logits = 2 * chunk * vocabulary * 4 + scored * decoder.config.hidden_size * 4
     logits += 0 if section.lora is not None else vocabulary * decoder.config.hidden_size * 4
-    weights = frozen * wide.itemsize + trainable * 4
+    packed = _quantised(policy) if section.lora is not None and section.lora.quantize is not None else 0
+    weights = round(packed * NF4 + (frozen - packed) * wide.itemsize + trainable * 4)
     gradients, optimizer = trainable * 4, trainable * 8
     shared = [amount // shards for amount in (weights, gradients, optimizer)]
 
@@ -124,7 +129,7 @@ def estimate(model: ModelSection, section: TrainSection, rows: Sequence[Row] | N
     mean_step = statistics.fmean(_operations([row], shape, sharing, passes) for row in rows) * section.batch_size
     mean_row = statistics.fmean(_operations([row], shape, sharing, flops.SCORE) for row in rows)
     needs = OBJECTIVES[section.objective.type].needs_reference
-    steps = max(1, round(section.epochs * -(-count // section.batch_size)))
+    steps = math.ceil(section.epochs * math.ceil(count / section.batch_size)) or 1
     step = tuple(mean_step / (speed * share) for share in reversed(UTILISATION))
     reference = tuple(needs * count * mean_row / (speed * share) for share in reversed(UTILISATION))
     total = tuple(steps * s + r for s, r in zip(step, reference, strict=True))
@@ -161,6 +166,16 @@ def _hollow(model: ModelSection, section: TrainSection, dtype: torch.dtype) -> A
             policy = adapters.add_lora(policy, section.lora)
     adapters.switch_off_dropout(policy)
     return policy.train()
+
+
+def _quantised(policy: Any) -> int:
+    """Weights that a quantised base holds in 4 bits: of its linear layers but the head, and not of adapters."""
+    head = policy.get_output_embeddings()
+    return sum(
+        module.weight.numel()
+        for module in policy.modules()
+        if isinstance(module, nn.Linear) and module is not head and not module.weight.requires_grad
+    )
 
 
 class _Attended(torch.autograd.Function):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -23,9 +23,9 @@ from prefloop.records import PreferenceRow, RejectRow, arrow_schema, canonical_j
 from prefloop.store import atomic
 from prefloop.store.fingerprint import digest
 from prefloop.store.rows import to_table
-from prefloop.train.encode import Encoder, Example
+from prefloop.train.encode import UNREAD, Encoder, Example
 
-VERSION = 2
+VERSION = 3
 """Goes into the file's name: raise it when the same rows and tokenizer would give other examples."""
 
 PREFIX, REJECTS = "examples-", "rejects.parquet"
@@ -64,15 +64,6 @@ class Source:
         everything = [*rows, *validation]
         digest = hashlib.sha256("\n".join(map(canonical_json, everything)).encode("utf-8", "surrogatepass"))
         return cls(lambda: everything, digest.hexdigest(), frozenset(r["prompt_id"] for r in validation))
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What became of the rows: examples to train and to validate on, and rejects by reason."""
-
-    train: int
-    held: int
-    rejected: dict[str, int]
 
 
 class Examples(Sequence[Example]):
@@ -150,7 +141,8 @@ def prepare(source: Source, encoder: Encoder, out: Path) -> tuple[Examples, Exam
     Writes `examples-….arrow` and `rejects.parquet` into `out`; files of other rows or settings are removed.
 
     Returns:
-        (examples to train on, examples held out, {"digest", "rejected": reason -> rows}).
+        (examples to train on, examples held out, {"digest", "rejected": reason -> rows, "responses", "cut_off": of
+        them, "unread": column -> rows that have one which the objective does not read}).
     """
     key = digest([VERSION, TOKENS_VERSION, source.digest, sorted(source.held), encoder.identity])
     path, facts_path = (out / f"{PREFIX}{key[:16]}{suffix}" for suffix in (".arrow", ".json"))
@@ -168,7 +160,7 @@ def prepare(source: Source, encoder: Encoder, out: Path) -> tuple[Examples, Exam
 
 
 def _write(source: Source, encoder: Encoder, path: Path, rejects_path: Path) -> dict[str, Any]:
-    content, reasons = hashlib.sha256(), Counter[str]()
+    content, reasons, unread = hashlib.sha256(), Counter[str](), Counter[str]()
     responses = cut_off = 0
     rows: list[dict[str, Any]] = []
     rejects: list[RejectRow] = []
@@ -187,7 +179,12 @@ def _write(source: Source, encoder: Encoder, path: Path, rejects_path: Path) -> 
                 reject_writer.write_table(to_table("rejects", rejects, where="train"))
                 rejects.clear()
 
-        for prompt, found in encoder(source.rows()):
+        def looked_at() -> Iterator[PreferenceRow]:
+            for row in source.rows():
+                unread.update(c for c, plain in UNREAD[encoder.takes].items() if row[c] not in (None, plain))
+                yield row
+
+        for prompt, found in encoder(looked_at()):
             if not isinstance(found, list):
                 reasons[found["reason"]] += 1
                 rejects.append(found)
@@ -207,4 +204,5 @@ def _write(source: Source, encoder: Encoder, path: Path, rejects_path: Path) -> 
         "rejected": dict(sorted(reasons.items())),
         "responses": responses,
         "cut_off": cut_off,
+        "unread": dict(sorted(unread.items())),
     }

@@ -12,17 +12,19 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from prefloop.config import LaunchSection, ModelSection, TrainSection
 from prefloop.errors import Interrupted, PrefloopError, UsageError
 from prefloop.store import atomic
-
-logger = logging.getLogger(__name__)
+from prefloop.train.stopping import on_first_signal
 
 LAUNCHERS = Path(__file__).parent / "launchers"
 CPU = "cpu"
@@ -40,7 +42,9 @@ def launcher(section: LaunchSection) -> list[str]:
     name = section.config
     if name == CPU:
         # accelerate would leave it to mpirun; torch's own launcher needs nothing installed.
-        return [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(section.processes or 2)]
+        # Standalone takes a free port: two trainings on a machine are not to meet.
+        group = ["--standalone", "--nproc_per_node", str(section.processes or 2)]
+        return [sys.executable, "-m", "torch.distributed.run", *group]
     shipped = LAUNCHERS / f"{name}.yaml"
     file = shipped if shipped.is_file() else Path(name)
     if file.is_file():
@@ -90,10 +94,27 @@ def launch(
     command = [*launcher(settings), "-m", "prefloop.train.worker", str(out / SPEC)]
     result: dict[str, Any] | None = None
     failure: PrefloopError | None = None
-    # Tracebacks and warnings of all processes go to the log; events come on standard output.
+    first: list[int] = []  # the first process's id, once it has said so
+    stopped = False
+
+    def stop() -> None:
+        # One of the group is asked, and the others stop with it. Its launcher would give them 30 seconds for the step.
+        nonlocal stopped
+        stopped = True
+        if first:
+            with suppress(ProcessLookupError):  # it has just ended
+                os.kill(first[0], signal.SIGTERM)
+        else:
+            group.terminate()
+
+    # Tracebacks of all processes go to the log; events come on standard output. The group has a session of its own, or
+    # the terminal would send Ctrl-C to the launcher as well.
     with (
         (out / LOG).open("w", encoding="utf-8") as log,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, encoding="utf-8") as group,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=log, text=True, encoding="utf-8", start_new_session=True
+        ) as group,
+        on_first_signal(stop),
     ):
         assert group.stdout is not None
         try:
@@ -101,17 +122,25 @@ def launch(
                 event = _event(line)
                 if event is None:
                     log.write(line)
+                elif event["event"] == "first":
+                    first = event["values"]
                 elif event["event"] == "result":
                     result = event["values"][0]
                 elif event["event"] == "error":
                     failure = failure or _error(event["values"][0])
+                elif event["event"] == "message":
+                    name, level, text = event["values"]
+                    logging.getLogger(name).log(level, "%s", text)
                 else:
                     handlers[event["event"]](*event["values"])
         except BaseException:
             group.terminate()
+            group.wait()  # until its processes are gone, too
             raise
     if failure is not None:
         raise failure
+    if stopped and result is None:
+        raise Interrupted("training stopped", fix="start the same command again to go on")
     if group.returncode or result is None:
         tail = (out / LOG).read_text("utf-8", "replace").splitlines()[-_TAIL:]
         raise PrefloopError(

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import reduce
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -98,40 +95,28 @@ class Rhythm(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.meter.end_step(time.monotonic())
         step, plan = state.global_step, self.plan
-        last = step >= plan.total
-        control.should_save = not last and (step % plan.save == 0 or self.stop)
+        last, stop = step >= plan.total, self._agree_to_stop()
+        control.should_save = not last and (step % plan.save == 0 or stop)
         control.should_log = last or control.should_save or step % plan.log == 0
         control.should_evaluate = plan.validate and (last or step % plan.epoch == 0)
-        control.should_training_stop = last or self.stop
+        control.should_training_stop = last or stop
         self.on_step(step, plan.total)
+
+    def ask_to_stop(self) -> None:
+        """Let the step in progress end, and a checkpoint be taken."""
+        self.stop = True
+
+    def _agree_to_stop(self) -> bool:
+        """Whether any process was asked to. One that saved while another went on would wait for it for ever."""
+        ranks = PartialState()
+        if ranks.num_processes == 1:
+            return self.stop
+        return bool(reduce(torch.tensor(float(self.stop), device=ranks.device), "sum") > 0)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         ranks = PartialState()
         ranks.wait_for_everyone()
         if ranks.is_main_process:
             checkpoints.seal(self.out / f"checkpoint-{state.global_step}", self.fingerprint)
-
-
-@contextmanager
-def stopping_on_signals(rhythm: Rhythm) -> Iterator[None]:
-    """In the block, the first Ctrl-C or SIGTERM lets the step end and a checkpoint be taken; a second one kills.
-
-    Signals belong to the main thread; elsewhere this does nothing.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        rhythm.stop = True
-        for name, handler in before.items():
-            signal.signal(name, handler)
-
-    before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
-    for name in before:
-        signal.signal(name, stop)
-    try:
-        yield
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
+        # A process that stops here takes its launcher's group along: not before the checkpoint counts.
+        ranks.wait_for_everyone()

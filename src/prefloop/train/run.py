@@ -39,8 +39,9 @@ from prefloop.train.meter import SPEEDS, Meter, matmul_peak
 from prefloop.train.objectives import OBJECTIVES
 from prefloop.train.precision import Precision
 from prefloop.train.reference import Reference
-from prefloop.train.rhythm import Plan, Rhythm, stopping_on_signals
+from prefloop.train.rhythm import Plan, Rhythm
 from prefloop.train.steps import Cut, StepSampler
+from prefloop.train.stopping import on_first_signal
 from prefloop.train.trainer import PreferenceTrainer, Record
 from prefloop.train.watch import Watch, look_at_rows
 
@@ -118,7 +119,7 @@ def train(
             fix="raise train.max_length, or look at the rejected rows",
         )
 
-    look_at_rows(facts["cut_off"], facts["responses"])
+    look_at_rows(facts["cut_off"], facts["responses"], facts["unread"])
     _weigh(examples, validation, section)
     # A sharded model is one block of weights of one type, of which each process holds a part.
     weights = _name(precision.weights(frozen=section.lora is not None and not is_sharded()))
@@ -138,6 +139,13 @@ def train(
     with ranks.main_process_first():
         (out / DONE).unlink(missing_ok=True)
         checkpoint = checkpoints.latest(out, fingerprint)
+    if checkpoint is not None and (checkpoint / adapters.SHARDS).is_dir() != is_sharded("FSDP"):
+        raise UsageError(
+            "was taken by a training whose weights were shared out over processes, and this one's are not, or the "
+            "other way round",
+            where=str(checkpoint),
+            fix="go on with the same train.launch, or remove the checkpoint folders to start over",
+        )
 
     quantize = section.lora.quantize if section.lora is not None else None
     policy = load_model(model.model_copy(update={"dtype": weights, "device": str(precision.device)}), quantize)
@@ -164,6 +172,7 @@ def train(
             at_begin = partial(frozen.compute, ranks=ranks, on_batch=on_reference, moved=checkpoint is not None)
         else:
             frozen.compute(policy, ranks, on_reference)
+        del frozen  # it knows every response by its key: some hundred bytes that training does not need
 
     transformers.set_seed(seed)
     if section.lora is not None:
@@ -183,7 +192,7 @@ def train(
             plan.total,
             section.learning_rate,
         )
-    watch = Watch()
+    watch = Watch(getattr(section.objective, "beta", None) if objective.needs_reference else None)
 
     def log(record: Record) -> None:
         watch(record)
@@ -212,7 +221,7 @@ def train(
         on_log=log,
         at_begin=at_begin,
     )
-    with stopping_on_signals(rhythm):
+    with on_first_signal(rhythm.ask_to_stop):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.state.global_step < plan.total:
         raise Interrupted(
@@ -285,7 +294,7 @@ def _arguments(
         "gradient_checkpointing": True,
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
     }
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(out),
         max_steps=plan.total,
         # What the trainer takes for a batch is a whole step; `StepSampler` makes and cuts it.
@@ -311,6 +320,10 @@ def _arguments(
         dataloader_pin_memory=False,
         use_cpu=precision.device.type == "cpu",
     )
+    # Not what an accelerate configuration says: the reference and its key go by `Precision`, which casts by itself;
+    # only what shares the weights out has to know in which type to gather them.
+    arguments.mixed_precision = "bf16" if is_sharded() and precision.name == "bfloat16" else "no"
+    return arguments
 
 
 def _weigh(examples: Examples, validation: Examples, section: TrainSection) -> None:

@@ -208,7 +208,10 @@ class PreferenceTrainer(transformers.Trainer):  # type: ignore[misc]
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Loss and metrics on the validation examples, averaged over them, not over batches. Logs and returns them."""
+        """Loss and metrics on the validation examples, averaged over them, not over batches. Logs and returns them.
+
+        The loss is divided by what a step's is: examples, or scored tokens.
+        """
         model = self.model_wrapped
         training = model.training
         model.eval()
@@ -219,9 +222,12 @@ class PreferenceTrainer(transformers.Trainer):  # type: ignore[misc]
                 scored = self.score(model, batch, drift)
                 losses_n = self._objective.losses(scored, self._section)
                 shown = {"loss": scored.weight * losses_n, **self._objective.metrics(scored, self._section)}
+                if self._objective.per_token(self._section):
+                    shown["tokens"] = scored.tokens
                 meter.add(batch, shown)
         model.train(training)
         averages = meter.flush(self.accelerator)
+        averages["loss"] /= averages.pop("tokens", 1.0)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in averages.items()}
         self.log(metrics)
         self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -266,6 +272,8 @@ class PreferenceTrainer(transformers.Trainer):  # type: ignore[misc]
         return 0
 
     def _check_finite(self, losses_n: Tensor, ids: Sequence[str]) -> None:
+        if not ids:  # a filler: the process that has its row as an example says so
+            return
         finite_n = losses_n.detach().isfinite()
         if not bool(finite_n.all()):
             bad = [row for row, ok in zip(ids, finite_n.tolist(), strict=True) if not ok]

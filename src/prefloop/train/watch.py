@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -21,23 +22,28 @@ class Watch:
 
     A preference loss sees the difference of two answers. It also falls when both become unlikely and the rejected one
     faster; the policy then writes neither (Pal et al. 2024, arXiv 2402.13228).
+
+    Args:
+        beta: nats of log-ratio are rewards over this; None where an objective has no reference.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, beta: float | None) -> None:
+        self._beta = beta
         self._said = False
-        self._recent: deque[tuple[float, float]] = deque(maxlen=WINDOW)
+        self._recent: deque[tuple[float, float, float]] = deque(maxlen=WINDOW)
 
     def __call__(self, record: dict[str, Any]) -> None:
         """Take note of one record of `PreferenceTrainer`."""
-        if self._said or record["kind"] != "train" or "kl" not in record or "logps/chosen" not in record:
+        if self._said or self._beta is None or record["kind"] != "train" or "logps/chosen" not in record:
             return
-        self._recent.append((record["kl"], record["logps/chosen"]))
-        lost, logps = (sum(column) / WINDOW for column in zip(*self._recent, strict=True))
-        if len(self._recent) == WINDOW and lost > max(LEAST, FALLEN * abs(logps)):
+        self._recent.append((record["rewards/chosen"], record["rewards/rejected"], record["logps/chosen"]))
+        chosen, rejected, logps = (sum(column) / WINDOW for column in zip(*self._recent, strict=True))
+        lost = -chosen / self._beta
+        if len(self._recent) == WINDOW and rejected < 0 and lost > max(LEAST, FALLEN * abs(logps)):
             self._said = True
             logger.warning(
-                "the answers become unlikely, chosen and rejected together: %.1f nats lost on average by step %d, "
-                "where chosen answers stand at %.0f. The loss does not see that. Lower train.learning_rate, raise "
+                "the answers become unlikely, chosen and rejected together: chosen ones have lost %.1f nats on "
+                "average by step %d, and stand at %.0f. The loss does not see that. Lower train.learning_rate, raise "
                 "beta, add objective.sft_weight, or take the objective apo_zero, which holds the chosen answer",
                 lost,
                 record["step"],
@@ -45,8 +51,15 @@ class Watch:
             )
 
 
-def look_at_rows(cut_off: int, responses: int) -> None:
-    """Say when many answers were cut off when they were sampled: the policy hardly learns to end from such."""
+def look_at_rows(cut_off: int, responses: int, unread: Mapping[str, int]) -> None:
+    """Say what of the rows is lost on a training.
+
+    Args:
+        cut_off: of the responses, those without an end of turn: the policy hardly learns to end from them.
+        unread: column that the objective does not read -> rows that have one.
+    """
+    for column, rows in unread.items():
+        logger.warning("%d rows have a %s, which this objective does not read", rows, column)
     if responses and cut_off > CUT_OFF * responses:
         logger.warning(
             "%.0f %% of the answers were cut off and are trained on without an end of turn: raise "

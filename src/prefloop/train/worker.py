@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -23,6 +26,8 @@ def main(path: Path) -> int:
     spec: dict[str, Any] = atomic.read_json(path)
     rank, _ = in_group()
     say = emit if rank == 0 else _mute
+    say("first", os.getpid())
+    _relay(say)
     with ExitStack() as stack:
         cache = stack.enter_context(Cache(spec["cache"])) if rank == 0 else None
         try:
@@ -47,6 +52,19 @@ def main(path: Path) -> int:
 
 def _mute(event: str, *values: Any) -> None:
     """What the other processes say."""
+
+
+def _relay(say: Callable[..., None]) -> None:
+    """Let the listening process log what this one logs: its log is the one that people see."""
+
+    class Relay(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            say("message", record.name, record.levelno, record.getMessage())
+
+    own = logging.getLogger("prefloop")
+    own.setLevel(logging.INFO)
+    own.addHandler(Relay())
+    own.propagate = False
 
 
 def _gone() -> NoReturn:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from prefloop.backends.base import Sampling
 from prefloop.config import ModelSection
+from prefloop.errors import UsageError
 from prefloop.records import Message
 from prefloop.ui.controls import without_controls
 
@@ -22,7 +23,17 @@ def converse(
     """
     from prefloop.backends.hf import HfBackend
 
-    path = str(Path(model) / "model") if (Path(model) / "manifest.json").is_file() else model
+    path = model
+    if (Path(model) / "manifest.json").is_file():
+        path = str(Path(model) / "model")
+        if not Path(path).is_dir():
+            raise UsageError(
+                "this run has made no model yet",
+                where=model,
+                fix="go on with the run first; `prefloop status` says how far it is",
+            )
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="replace")
     backend = HfBackend.load(ModelSection.model_validate({"path": path, "template": template}))
     interactive = sys.stdin.isatty()
     print(f"{model}: {HELP}", file=sys.stderr)
@@ -45,8 +56,13 @@ def converse(
         elif line.startswith("/"):
             print(HELP, file=sys.stderr)
         else:
-            turns.append({"role": "user", "content": line})
-            turns.append({"role": "assistant", "content": _answer(backend, turns, temperature, max_new_tokens, seed)})
+            asked: list[Message] = [*turns, {"role": "user", "content": line}]
+            try:
+                answer = _answer(backend, asked, temperature, max_new_tokens, seed)
+            except UsageError as error:  # too long, mostly: the conversation stays as it was
+                print(f"{error.what}; /reset starts over", file=sys.stderr)
+                continue
+            turns = [*asked, {"role": "assistant", "content": answer}]
 
 
 def _answer(backend: object, turns: list[Message], temperature: float, max_new_tokens: int, seed: int) -> str:

@@ -6,6 +6,9 @@ from typing import Any
 
 from prefloop.evaluate.stats import says_nothing
 
+FEW = 30
+"""Held-out prompts below which a bootstrap interval covers the truth clearly less often than it says."""
+
 
 def headline(summary: dict[str, Any]) -> list[str]:
     """What was measured, one line a figure, with its interval and in plain words."""
@@ -60,8 +63,9 @@ def _share(value: float) -> str:
 def _verdict(figure: dict[str, Any], neutral: float) -> str:
     if says_nothing(figure):
         return f"all {figure['n']} equal; the interval says nothing"
+    few = f" (of {figure['n']} prompts only: below {FEW} such intervals are too narrow)" if figure["n"] < FEW else ""
     if figure["ci_low"] > neutral:
-        return "better"
+        return f"better{few}"
     if figure["ci_high"] < neutral:
-        return "worse"
-    return "no detectable difference"
+        return f"worse{few}"
+    return f"no detectable difference{few}"
