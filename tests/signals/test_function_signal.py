@@ -203,5 +203,5 @@ def test_the_identity_follows_the_file_without_importing_it(here):
 
 def test_a_function_of_other_arguments_is_found_before_anything_is_sampled(here):
     with pytest.raises(UsageError, match="cannot be called with a prompt and a completion") as error:
-        preflight(FunctionSignalSection(callable="my_rules:lonely"))
+        preflight(FunctionSignalSection(type="function", callable="my_rules:lonely"))
     assert "lonely" in str(error.value)
