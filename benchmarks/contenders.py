@@ -246,6 +246,7 @@ class Trl(Contender):
             "precompute_ref_log_probs": True,
             "max_length": None,
             "gradient_checkpointing": False,
+            "bf16": case.dtype == torch.bfloat16,
         }
         lora = LoraConfig(
             task_type="CAUSAL_LM",
@@ -289,8 +290,10 @@ class Trl(Contender):
             if e.reference is not None
         ]
 
+        wrapped = self.trainer.accelerator.prepare_model(self.model)  # for autocast
+
         def backward() -> Tensor:
-            loss = self.trainer.training_step(self.model, self.trainer.data_collator(rows), None)
+            loss = self.trainer.training_step(wrapped, self.trainer.data_collator(rows), None)
             self.trainer._metrics["train"].clear()  # as after every log record
             return loss
 
@@ -371,7 +374,6 @@ def _arguments(kind: Any, folder: str, case: Case, **settings: Any) -> Any:
         save_strategy="no",
         remove_unused_columns=False,
         disable_tqdm=True,
-        bf16=case.dtype == torch.bfloat16,
         use_cpu=case.device.type == "cpu",
         dataloader_pin_memory=False,
         **settings,

@@ -38,12 +38,13 @@ def case() -> dict[str, Any]:
     return dpo.measure(PAIRS, 1e9, repeats=1, warmup=0, with_memory=False)
 
 
-@pytest.mark.parametrize("lora", [False, True])
-def test_all_contenders_compute_the_same(lora: bool) -> None:
-    toy = Case(12, 5, batch=2, model=TOY, lora=lora)
+@pytest.mark.parametrize(("lora", "dtype"), [(False, torch.float32), (True, torch.float32), (True, torch.bfloat16)])
+def test_all_contenders_compute_the_same(lora: bool, dtype: torch.dtype) -> None:
+    """With all weights and with adapters; the last is the GPU's case, in small and on the processor."""
+    toy = Case(12, 5, batch=2, model=TOY, lora=lora, dtype=dtype)
     base = toy.base()
     those = [contenders.build(name, toy, base) for name in ("ours", "trl", "plain", "concatenated")]
-    dpo.check_equal(those)
+    dpo.check_equal(those, toy)
     loss, gradients = those[0].gradients()
     assert abs(loss - math.log(2)) > 1e-3, "the rows differ from their reference, or all gradients are alike"
     assert gradients
@@ -56,7 +57,7 @@ def test_unequal_work_is_refused() -> None:
     with torch.no_grad():
         next(p for n, p in other.model.named_parameters() if "down_proj" in n).mul_(1.5)
     with pytest.raises(dpo.UnequalWork, match=r"loss|gradient"):
-        dpo.check_equal([ours, other])
+        dpo.check_equal([ours, other], PAIRS)
 
 
 def test_unequal_gradients_are_refused() -> None:
@@ -66,7 +67,7 @@ def test_unequal_gradients_are_refused() -> None:
     name, parameter = next((n, p) for n, p in other.model.named_parameters() if "q_proj" in n)
     parameter.register_hook(lambda gradient: gradient * 1.001)
     with pytest.raises(dpo.UnequalWork, match=name):
-        dpo.check_equal([ours, other])
+        dpo.check_equal([ours, other], PAIRS)
 
 
 def test_untrained_parameters_are_refused() -> None:
@@ -74,7 +75,7 @@ def test_untrained_parameters_are_refused() -> None:
     ours, other = (contenders.build(name, PAIRS, base) for name in ("ours", "plain"))
     next(iter(other.model.parameters())).requires_grad_(False)
     with pytest.raises(dpo.UnequalWork, match="different parameters"):
-        dpo.check_equal([ours, other])
+        dpo.check_equal([ours, other], PAIRS)
 
 
 def test_shape_of_a_case(case: dict[str, Any]) -> None:
