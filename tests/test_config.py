@@ -66,7 +66,7 @@ def test_later_overrides_win(recipe):
         ("train.lora.rr=3", "train.lora.rr: unknown setting; did you mean r?"),
         ("foo=1", "known here: evaluate, merge"),
         ("train.batch_size=0", "train.batch_size: input should be greater than 0 (given: 0)"),
-        ("rate.type=oracle", "'function', 'judge'"),
+        ("rate.type=oracle", "'function', 'human', 'judge'"),
         ("sample.n", "not of the form a.b=c"),
         ("sample.n=1", "a pair needs two answers"),
         ("sample.temperature=0", "would be the same"),

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "prefloop"
 # From the top of the picture to the bottom; a box imports from its own row or from rows below it.
 LAYERS = [
     {"cli", "__main__"},
-    {"loop", "stages", "reading", "manifest", "status", "doctor", "estimate"},
+    {"loop", "stages", "bench", "reading", "manifest", "status", "doctor", "estimate"},
     {"evaluate", "report", "ui"},
     {"signals", "pairs", "train", "rerank", "sandbox", "inputs"},
     {"backends"},

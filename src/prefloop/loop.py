@@ -88,6 +88,8 @@ class Loop:
             UsageError: the hub does not know a model, or cannot be reached.
         """
         for section in models_of(self.recipe):
+            if section.endpoint is not None:
+                continue
             name = f"{section.path}@{section.revision or 'main'}"
             commit = resolve_commit(resolve_model_path(section.path), section.revision)
             if commit is not None and commit != section.revision:
@@ -173,9 +175,10 @@ class Loop:
 
     def _execute(self, progress: Progress, until: str | None, warnings: _Warnings) -> list[str]:
         from prefloop import stages as runners
+        from prefloop.bench import Bench
 
         last = max((s.number for s in self.stages if s.verb == until), default=len(self.stages))
-        bench: runners.Bench | None = None
+        bench: Bench | None = None
         computed: list[str] = []
         contents: dict[str, str | None] = {}
         for number in range(1, last + 1):
@@ -188,7 +191,7 @@ class Loop:
                 if bench is None:
                     self._check_same_model()
                     self.resolve()
-                    bench = runners.Bench(self, progress)
+                    bench = Bench(self, progress)
                     bench.preflight()
                     stage = self.stages[number - 1]
                     fingerprint = self.fingerprint(stage, contents)
@@ -198,7 +201,7 @@ class Loop:
                 self.run.write_manifest(manifest.describe(self))
                 progress.stage(stage.name, number, last)
                 warnings.at = {"stage": stage.name, "fingerprint": fingerprint}
-                bench.run(stage, folder, fingerprint)
+                bench.run(stage, folder, fingerprint, runners.RUNNERS[stage.verb])
                 computed.append(stage.name)
             success = folder.success()
             assert success is not None, "a stage ends with its mark"
@@ -242,10 +245,8 @@ def plan(recipe: Recipe, cache: Cache | None) -> list[Stage]:
     base = _model_settings(recipe.model, cache)
 
     def signal_settings(section: Any) -> dict[str, Any]:
-        settings: dict[str, Any] = {"signal": signal_identity(section)}
-        if isinstance(section, JudgeSignalSection):
-            settings["model"] = base if section.model is None else _model_settings(section.model, cache)
-        return settings
+        models = {n: base if m is None else _model_settings(m, cache) for n, m in section.models.items()}
+        return {"signal": signal_identity(section), "models": models}
 
     stages: list[Stage] = []
 
@@ -273,7 +274,9 @@ def plan(recipe: Recipe, cache: Cache | None) -> list[Stage]:
         boxes = ("backends", "engine")
         training = {"train": recipe.train.model_dump(exclude=COSMETIC), "model": policy, "seed": recipe.seed}
         if recipe.preferences is None:
-            sampling = {"sample": recipe.sampled.sample.model_dump(), "model": policy, "seed": recipe.seed}
+            section = recipe.sampled.sample
+            who = policy if section.model is None else _model_settings(section.model, cache)
+            sampling = {"sample": section.model_dump(exclude={"model"}), "model": who, "seed": recipe.seed}
             chunk = {"round": r, "rounds": recipe.rounds}
             add("sample", r, sampling | chunk, ("prompts", *merged), *boxes, "pairs/splits.py")
             add("rate", r, signal_settings(recipe.sampled.rate), (sample,), "signals", *boxes)
@@ -286,7 +289,7 @@ def plan(recipe: Recipe, cache: Cache | None) -> list[Stage]:
         add("merge", r, settings, (train, *merged), "train/adapters.py", "train/run.py", "engine")
         signal = evaluation_signal(recipe)
         settings = {
-            "sample": evaluation_sample(recipe).model_dump(),
+            "sample": evaluation_sample(recipe).model_dump(exclude={"model"}),
             "judge": None if signal is None else signal_settings(signal),
             "checkers": {
                 group: {name: function_identity(path) for name, path in functions.items()}
@@ -304,7 +307,7 @@ def plan(recipe: Recipe, cache: Cache | None) -> list[Stage]:
 
 def evaluation_sample(recipe: Recipe) -> SampleSection:
     """Decoding of the evaluation: its own section, or the sample section's with one answer a prompt."""
-    return recipe.evaluate.sample or (recipe.sample or SampleSection()).model_copy(update={"n": 1})
+    return recipe.evaluate.sample or (recipe.sample or SampleSection()).model_copy(update={"n": 1, "model": None})
 
 
 def evaluation_signal(recipe: Recipe) -> Any:
@@ -323,8 +326,11 @@ def evaluation_signal(recipe: Recipe) -> Any:
 
 def models_of(recipe: Recipe) -> list[ModelSection]:
     """Every model section of a recipe."""
-    judges = [s.model for s in (recipe.rate, recipe.evaluate.judge) if isinstance(s, JudgeSignalSection)]
-    return [recipe.model, *(model for model in judges if model is not None)]
+    signals = [s for s in (recipe.rate, recipe.evaluate.judge) if s is not None]
+    others = [model for signal in signals for model in signal.models.values()]
+    if recipe.sample is not None:
+        others.append(recipe.sample.model)
+    return [recipe.model, *(model for model in others if model is not None)]
 
 
 def pinned(recipe: Recipe, commits: dict[str, str]) -> Recipe:
@@ -334,13 +340,15 @@ def pinned(recipe: Recipe, commits: dict[str, str]) -> Recipe:
         commit = commits.get(f"{section.path}@{section.revision or 'main'}")
         return section if commit is None else section.model_copy(update={"revision": commit})
 
-    def pin_judge(section: Any) -> Any:
-        if isinstance(section, JudgeSignalSection) and section.model is not None:
-            return section.model_copy(update={"model": pin(section.model)})
-        return section
+    def pin_models(section: Any) -> Any:
+        return section and section.with_models(pin)
 
-    evaluate = recipe.evaluate.model_copy(update={"judge": pin_judge(recipe.evaluate.judge)})
-    return recipe.model_copy(update={"model": pin(recipe.model), "rate": pin_judge(recipe.rate), "evaluate": evaluate})
+    evaluate = recipe.evaluate.model_copy(update={"judge": pin_models(recipe.evaluate.judge)})
+    sample = recipe.sample
+    if sample is not None and sample.model is not None:
+        sample = sample.model_copy(update={"model": pin(sample.model)})
+    changed = {"model": pin(recipe.model), "sample": sample, "rate": pin_models(recipe.rate), "evaluate": evaluate}
+    return recipe.model_copy(update=changed)
 
 
 @cache_in_memory
@@ -351,6 +359,8 @@ def _code(*boxes: str) -> str:
 
 def _model_settings(section: ModelSection, cache: Cache | None) -> dict[str, Any]:
     """What of a model section changes results: the weights and how they are used, not where they run."""
+    if section.endpoint is not None:
+        return {"served": section.path, "revision": section.revision, "body": section.endpoint.extra_body}
     template = file_digest(section.template) if Path(section.template).is_file() else section.template
     weights = model_digest(resolve_model_path(section.path), section.revision, memo=cache)
     return {"weights": weights, "dtype": section.dtype, "template": template}

@@ -8,29 +8,23 @@ skipping must not load torch.
 from __future__ import annotations
 
 import logging
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
-from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from prefloop.backends.base import Backend, GenerateRequest, Generation, Refusal, Sampling, Usage, freeze
-from prefloop.config import ModelSection, Recipe, SampleSection
+from prefloop.backends.base import Backend, GenerateRequest, Generation, Refusal, Sampling, freeze
+from prefloop.config import SampleSection
 from prefloop.errors import PrefloopError, UsageError
 from prefloop.manifest import summarize
 from prefloop.reading import reject, rows_of, run_heldout, run_preferences, run_prompts
 from prefloop.records import CandidatesRow, Completion, PromptRow, RejectRow, completion_id
-from prefloop.store.cache import Cache
 from prefloop.store.fingerprint import digest
 from prefloop.store.stagedir import StageDir
 
 if TYPE_CHECKING:
-    from prefloop.backends.cached import CachedBackend
-    from prefloop.backends.hf import HfBackend
-    from prefloop.loop import Loop, Stage
-    from prefloop.ui.progress import Progress
+    from prefloop.bench import Bench, Runner
+    from prefloop.loop import Stage
 
 logger = logging.getLogger(__name__)
 
@@ -38,160 +32,6 @@ PART_ROWS = 256
 # Rating makes several calls a row and cannot show how far it is inside a part.
 RATED_ROWS = 64
 T = TypeVar("T")
-
-
-class Bench:
-    """What the stages of one process share: the loop, the display, and the loaded models."""
-
-    def __init__(self, loop: Loop, progress: Progress) -> None:
-        self.loop, self.progress = loop, progress
-        self.on_batch: Callable[[int], None] = lambda done: None
-        # Stage and fingerprint of what is being written: the report shows nothing of an earlier recipe.
-        self.at: dict[str, str] = {}
-        self._backends: dict[str, CachedBackend] = {}
-
-    @property
-    def cache(self) -> Cache:
-        """The project's cache; only planning does without one."""
-        assert self.loop.cache is not None
-        return self.loop.cache
-
-    @property
-    def recipe(self) -> Recipe:
-        return self.loop.recipe
-
-    @cached_property
-    def kept_out(self) -> frozenset[str]:
-        """Ids of the preferences' prompts that are measured on; none where the evaluation has prompts of its own.
-
-        Known as soon as the preferences are read.
-        """
-        from prefloop.pairs.splits import holdout
-
-        if self.recipe.preferences is None or self.recipe.evaluate.prompts is not None:
-            return frozenset()
-        ids = {row["prompt_id"] for row in self.loop.folder("preferences").rows()}
-        return frozenset(holdout(ids, self.recipe.evaluate.holdout))
-
-    def preflight(self) -> None:
-        """Find what is wrong with the recipe's functions, templates and training before hours of work, not after.
-
-        Raises:
-            UsageError: a function or template is missing or faulty, or the model cannot be trained as asked.
-        """
-        from prefloop.evaluate import checkers
-        from prefloop.loop import evaluation_signal
-        from prefloop.signals import build
-        from prefloop.train.check import check_trainable
-
-        for section in (self.recipe.rate, evaluation_signal(self.recipe)):
-            if section is not None:
-                build.preflight(section)
-        for functions in self.recipe.evaluate.checkers.values():
-            checkers.preflight(functions)
-        self.quiet()
-        check_trainable(self.recipe.model, self.recipe.train)
-
-    def run(self, stage: Stage, folder: StageDir, fingerprint: str) -> None:
-        """Run one stage, and write into the run's files that it began, what it asked of models, and that it ended."""
-        run = self.loop.run
-        self.at = {"stage": stage.name, "fingerprint": fingerprint}
-        run.event("stage_started", **self.at)
-        run.log(f"{stage.name} starts")
-        started = time.monotonic()
-        try:
-            RUNNERS[stage.verb](self, stage, folder, fingerprint)
-        except RuntimeError as error:
-            if type(error).__name__ != "OutOfMemoryError":
-                raise
-            raise PrefloopError(
-                f"the GPU's memory is full: {str(error).partition('. ')[0]}",
-                where=f"stage {stage.name}",
-                fix="lower train.micro_batch_size or set train.gradient_checkpointing=true for training, "
-                "model.batch_size for sampling and judging; then start the same command again",
-            ) from error
-        self._note_usage()
-        self._note_rows(stage, folder)
-        seconds = round(time.monotonic() - started, 3)
-        run.event("stage_finished", seconds=seconds, **self.at)
-        run.log(f"{stage.name} is done after {seconds} s")
-
-    def _note_rows(self, stage: Stage, folder: StageDir) -> None:
-        """Say in the stage's line how many rows it kept, and never pass over what it dropped."""
-        success = folder.success() or {}
-        rows = success.get("rows", {})
-        reasons = success.get("reject_reasons") or success.get("extra", {}).get("rejected") or {}
-        if stage.verb in ("prompts", "heldout", "preferences") and rows:
-            self.progress.update(kept=rows["kept"])
-        if stage.verb == "pair":
-            self.progress.update(pairs=rows["kept"])
-        dropped = sum(reasons.values())
-        if dropped:
-            most = max(reasons, key=lambda reason: reasons[reason], default="")
-            self.progress.warn(
-                f"{stage.name}: {dropped:,} rows dropped, most of them for: {most} "
-                f"(prefloop inspect {self.loop.run.path} --stage {stage.name} --rejects)"
-            )
-
-    def backend(self, section: ModelSection) -> CachedBackend:
-        """The model of a section behind the cache, loaded on first use; the one used longest ago makes room."""
-        from prefloop.backends.cached import CachedBackend
-        from prefloop.backends.hf import HfBackend
-        from prefloop.engine.load import choose_device
-
-        key = section.model_dump_json(exclude={"batch_size"})
-        held = self._backends.pop(key, None)
-        if held is None:
-            self.quiet()
-            # A GPU that trains a model can hold it once more, not twice; main memory is larger and a load is slow.
-            room = 1 if choose_device(section.device).type == "cuda" else 2
-            while len(self._backends) >= room:
-                self._backends.pop(next(iter(self._backends))).close()
-            inner = HfBackend.load(section, memo=self.cache)
-            held = CachedBackend(inner, self.cache, on_batch=lambda done: self.on_batch(done))
-            self._note_device(section.path, inner)
-        assert isinstance(held.inner, HfBackend)
-        held.inner.batch_size = section.batch_size
-        self._backends[key] = held
-        return held
-
-    def quiet(self) -> None:
-        """Keep transformers' own bars and its remarks on its own code out of the display."""
-        from prefloop.engine.load import quiet
-
-        quiet()
-
-    def _note_device(self, path: str, backend: HfBackend) -> None:
-        """Into the manifest: on what the model ran, which rounding depends on."""
-        import torch
-
-        name = (
-            f"cpu, {torch.get_num_threads()} threads"
-            if backend.device.type == "cpu"
-            else torch.cuda.get_device_name(backend.device)
-            if backend.device.type == "cuda"
-            else str(backend.device)
-        )
-        manifest = self.loop.run.read_manifest() or {}
-        manifest["devices"][path] = name
-        self.loop.run.write_manifest(manifest)
-        self.loop.run.event("model_loaded", path=path, device=name, identity=backend.identity, **self.at)
-
-    def _note_usage(self) -> None:
-        """One event per model: what the stage asked it and how much of that was cached."""
-        for backend in self._backends.values():
-            if backend.usage.asked:
-                self.loop.run.event("usage", model=backend.name, **self.at, **asdict(backend.usage))
-            backend.usage = Usage()
-
-    def release(self) -> None:
-        """Drop all models: training and merging need the memory."""
-        for backend in self._backends.values():
-            backend.close()
-        self._backends.clear()
-
-    def close(self) -> None:
-        self.release()
 
 
 def run_sample(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> None:
@@ -202,7 +42,7 @@ def run_sample(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -
     chunk = round_chunk([p["id"] for p in prompts], bench.recipe.rounds, stage.round)
     rows = [p for p in prompts if p["id"] in chunk]
     section = bench.recipe.sampled.sample
-    backend = bench.backend(bench.loop.policy(stage.round))
+    backend = bench.backend(section.model or bench.loop.policy(stage.round))
     bench.progress.total(len(rows) * section.n, "answers")
     done = folder.begin(fingerprint)
     for index, part in enumerate(_parts(rows)):
@@ -273,7 +113,7 @@ def run_rate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> 
     source = bench.loop.folder(bench.loop.previous(stage))
     section = bench.recipe.sampled.rate
     signal, needs = build(section)
-    backends: dict[str, Backend] = {name: bench.backend(m or bench.recipe.model) for name, m in needs.items()}
+    backends = bench.backends(needs)
     bench.progress.total(source.count(), "rows")
     done = folder.begin(fingerprint)
     made = 0
@@ -427,7 +267,7 @@ def run_evaluate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str)
 
     # A prompt that one of the two could not take is compared for neither.
     base, aligned = ([r for r in rows if r["id"] not in rejects] for rows in answers)
-    backends: dict[str, Backend] = {name: bench.backend(m or bench.recipe.model) for name, m in needs.items()}
+    backends = bench.backends(needs)
     evaluated = evaluate(
         base,
         aligned,
@@ -476,7 +316,7 @@ def _parts(rows: Iterable[T], size: int = PART_ROWS) -> Iterator[list[T]]:
         yield part
 
 
-RUNNERS: dict[str, Callable[[Bench, Stage, StageDir, str], None]] = {
+RUNNERS: dict[str, Runner] = {
     "prompts": run_prompts,
     "preferences": run_preferences,
     "heldout": run_heldout,

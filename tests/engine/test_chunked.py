@@ -153,3 +153,33 @@ def test_a_frozen_heads_gradient_is_made_in_forward(scale, softcap, dtype):
     logits = chunked.transform_logits(torch.nn.functional.linear(hidden, weight, offset).double(), scale, softcap)
     expected = gradient(logits.log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1))
     assert torch.allclose(found, expected, atol=1e-9 if dtype == torch.float64 else 0.05)
+
+
+@pytest.mark.parametrize(("kept", "again"), [(0, 4), (6, 2), (7, 1), (10, 0), (10**6, 0)])
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_what_is_kept_for_backward_is_not_computed_again(monkeypatch, kept, again, scale):
+    """Ten tokens in chunks of three: whole chunks at the end are kept, as far as the room reaches."""
+    hidden, weight, offset, targets = problem(10, 4, 23)
+    above = torch.linspace(-2, 3, 10, dtype=torch.float64)
+    monkeypatch.setattr(chunked, "KEPT_BYTES", 23 * 8 * kept)
+    calls = []
+    original = chunked._logits
+    monkeypatch.setattr(chunked, "_logits", lambda *args: calls.append(1) or original(*args))
+    logps = chunked_logprobs(hidden, weight, targets, offset, scale=scale, chunk=3)
+    assert len(calls) == 4
+    once = torch.autograd.grad(logps, (hidden, weight, offset), above, retain_graph=True)
+    assert len(calls) == 4 + again
+    # What was kept is overwritten in use, so a second pass computes everything again.
+    twice = torch.autograd.grad(logps, (hidden, weight, offset), above)
+    assert len(calls) == 4 + again + 4
+    expected = torch.autograd.grad(
+        whole(hidden, weight, targets, offset, scale=scale), (hidden, weight, offset), above
+    )
+    for first, second, other in zip(once, twice, expected, strict=True):
+        assert torch.allclose(first, other, atol=1e-12)
+        assert torch.allclose(second, other, atol=1e-12)
+
+
+def test_under_a_cap_nothing_is_kept():
+    assert chunked.kept_tokens(1000) > 0
+    assert chunked.kept_tokens(1000, softcap=30.0) == 0

@@ -1,5 +1,7 @@
 """Counted operations: by hand, and against the operations that torch counts."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -8,6 +10,7 @@ from tests.tiny_models import load_tiny
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig
 
+from prefloop.engine.chunked import kept_tokens
 from prefloop.engine.flops import SCORE, TRAIN, Flops, ModelShape, _triangle, count
 
 SHAPE = ModelShape(trunk=10, attention=(3, 3), windows=(None, 2), head=100)
@@ -21,6 +24,10 @@ def test_by_hand():
     assert count(lengths, SHAPE, "concatenated", SCORE) == Flops(2 * 10 * 12, 4 * 3 * 2 * (21 + 11), 2 * 100 * 5)
     assert count(lengths, SHAPE, "dense", SCORE) == Flops(2 * 10 * 6, 4 * 3 * 2 * 36, 2 * 100 * 5)
     assert count(lengths, SHAPE, "segments", TRAIN).total == 3 * 120 + 3.5 * 360 + 4 * 1000
+    # Of five scored tokens two are kept for backward, and three computed again.
+    keeping = replace(SHAPE, kept=2)
+    assert count(lengths, keeping, "segments", TRAIN).head == 3 * 1000 + 3 * 2 * 100
+    assert count(lengths, replace(SHAPE, kept=9), "segments", TRAIN).head == 3 * 1000
 
 
 @given(st.integers(0, 20), st.integers(0, 20), st.none() | st.integers(1, 25))
@@ -61,5 +68,5 @@ def test_experts_count_as_far_as_they_are_used():
     mixed = meta(MixtralConfig(**sizes, **heads, num_local_experts=4, num_experts_per_tok=2))
     attention = 4 * 32 * 32
     plain_shape, mixed_shape = (ModelShape.of(m.model, m.lm_head) for m in (plain, mixed))
-    assert plain_shape == ModelShape(attention + 3 * 32 * 64, (32,), (None,), 97 * 32)
+    assert plain_shape == ModelShape(attention + 3 * 32 * 64, (32,), (None,), 97 * 32, kept_tokens(97))
     assert mixed_shape.trunk == attention + 2 * 3 * 32 * 64 + 4 * 32  # two of four experts, and the router

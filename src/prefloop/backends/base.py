@@ -1,7 +1,8 @@
 """The seam between the loop and whatever runs a model: requests in, results out, in batches.
 
-Three verbs. `generate` samples an answer; `score` gives the log-probability of given completion ids behind given
-prompt ids; `choose` reads the log-probabilities of a few labels. A request is plain data and holds everything that
+Three verbs of language models. `generate` samples an answer; `score` gives the log-probability of given completion
+ids behind given prompt ids; `choose` reads the log-probabilities of a few labels. Two of encoders: `pair_score` reads
+texts side by side, `reward` a conversation. A request is plain data and holds everything that
 changes its result except the model, which is the backend's `identity`; the two together make the cache key.
 
 A backend plans before it runs. `plan` cuts *all* requests into batches, and `run` computes one batch or the part of
@@ -47,6 +48,8 @@ class GenerateRequest:
     messages: tuple[tuple[str, str], ...]
     sampling: Sampling
     sample_index: int = 0
+    schema: str | None = None
+    """JSON Schema, as JSON text, that the answer has to follow; a backend that cannot force it refuses."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,23 @@ class ChooseRequest:
     labels: tuple[str, ...]
 
 
-Request = GenerateRequest | ScoreRequest | ChooseRequest
+@dataclass(frozen=True)
+class PairScoreRequest:
+    """What an encoder says of texts that it reads side by side: (source, first, second), or (query, document)."""
+
+    verb: ClassVar[str] = "pair_score"
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RewardRequest:
+    """What a reward model says of the last turn of a conversation."""
+
+    verb: ClassVar[str] = "reward"
+    messages: tuple[tuple[str, str], ...]
+
+
+Request = GenerateRequest | ScoreRequest | ChooseRequest | PairScoreRequest | RewardRequest
 
 
 @dataclass(frozen=True)
@@ -119,22 +138,34 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Logits:
+    """Outputs of an encoder's head, in its order, and how many of the texts were cut to fit."""
+
+    values: list[float]
+    truncated: int = 0
+
+
+@dataclass(frozen=True)
 class Refusal:
     """A request that this backend cannot serve. Never cached, never read as a verdict.
 
-    `too_long` tells that it does not fit the model's context: a shorter one may be asked instead.
+    `too_long` tells that it does not fit the model's context: a shorter one may be asked instead. `unsupported` tells
+    that the backend can serve none of this kind: another kind of request may be asked instead.
     """
 
     reason: str
     too_long: bool = False
+    unsupported: bool = False
 
 
-Result = Generation | Score | Choice | Refusal
+Result = Generation | Score | Choice | Logits | Refusal
 
-RESULT_TYPES: dict[str, type[Generation] | type[Score] | type[Choice]] = {
+RESULT_TYPES: dict[str, type[Generation] | type[Score] | type[Choice] | type[Logits]] = {
     "generate": Generation,
     "score": Score,
     "choose": Choice,
+    "pair_score": Logits,
+    "reward": Logits,
 }
 
 
@@ -175,6 +206,10 @@ class Backend(ABC):
 
     identity: dict[str, Any]
     name: str = "model"
+    place: str | None = None
+    """What it runs on, in words; None where that is a server's business."""
+    batch_size: int = 64
+    """Sequences in one forward pass; changes no answer beyond rounding."""
 
     @abstractmethod
     def plan(self, requests: Sequence[Request]) -> list[list[int]]:

@@ -149,6 +149,9 @@ class HfBackend(Backend):
         prompts: dict[Messages, list[int] | Refusal] = {}
         groups: dict[Sampling, list[int]] = {}
         for i, r in enumerate(requests):
+            if r.schema is not None:
+                results[i] = Refusal("this backend does not hold an answer to a schema", unsupported=True)
+                continue
             if r.messages not in prompts:
                 prompts[r.messages] = self._prompt(r.messages)
             prompt = prompts[r.messages]
@@ -276,6 +279,13 @@ class HfBackend(Backend):
         return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     @property
+    def place(self) -> str:  # type: ignore[override]
+        """The device, and for a processor its threads: rounding depends on both."""
+        if self.device.type == "cpu":
+            return f"cpu, {torch.get_num_threads()} threads"
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device)
+
+    @property
     def device(self) -> torch.device:
         device: torch.device = next(self.model.parameters()).device
         return device
@@ -295,6 +305,8 @@ def _plan_key(request: Request) -> tuple[Any, ...]:
     if isinstance(request, ScoreRequest):
         length = len(request.prompt_ids) + len(request.completion_ids)
         return (request.verb, (), -len(request.prompt_ids), request.prompt_ids, -length, request.completion_ids)
+    if not isinstance(request, ChooseRequest | GenerateRequest):
+        raise ValueError(f"a language model does not answer {request.verb}")
     length = sum(len(content) for _, content in request.messages)
     if isinstance(request, ChooseRequest):
         return (request.verb, (), -length, request.messages, 0, request.labels)

@@ -15,6 +15,13 @@ from torch.utils.checkpoint import checkpoint
 CHUNK_BYTES = {"cpu": 32 * 2**20}
 """Size of the [C, V] tensor in float32 that is worked on at a time. A processor wants it near its cache."""
 _CHUNK_BYTES_ELSEWHERE = 256 * 2**20  # a GPU wants few and large products
+KEPT_BYTES = 256 * 2**20
+"""Of probabilities that forward keeps for backward; the chunks behind them are computed again."""
+
+
+def kept_tokens(vocabulary: int, softcap: float | None = None, itemsize: int = 4) -> int:
+    """Tokens whose probabilities forward keeps where the head is trained. None under a cap, whose slope needs more."""
+    return KEPT_BYTES // (itemsize * vocabulary) if softcap is None else 0
 
 
 def chunk_size(vocabulary: int, device: torch.device) -> int:
@@ -29,9 +36,10 @@ class _ChunkedLogProb(torch.autograd.Function):
     d logp / d u = onehot(y) - softmax(u), d u / d z = 1 - (u / cap)^2.
 
     Where the head is frozen, the gradient with respect to a hidden state is the upstream gradient times a vector that
-    is known in forward, so it is made there and backward only scales it. Where the head is trained, each chunk's
-    logits are computed again in backward. Nothing of size [N, V] is ever there, and of [C, V] one tensor (two with a
-    cap): everything is done in place.
+    is known in forward, so it is made there and backward only scales it. Where the head is trained, the last chunks'
+    exponentials are kept for backward as far as KEPT_BYTES reaches, and the logits of the others are computed again.
+    So memory does not grow with N: above what is kept there is one [C, V] tensor (two with a cap), as everything is
+    done in place.
     """
 
     @staticmethod
@@ -47,9 +55,12 @@ class _ChunkedLogProb(torch.autograd.Function):
     ) -> Tensor:
         wide = torch.promote_types(hidden_NH.dtype, torch.float32)
         need_hidden, *need_head = ctx.needs_input_grad[:3]
-        lse_N = torch.empty(len(targets_N), dtype=wide, device=hidden_NH.device)
-        logps_N = torch.empty_like(lse_N)
+        top_N = torch.empty(len(targets_N), dtype=wide, device=hidden_NH.device)
+        sums_N, logps_N = torch.empty_like(top_N), torch.empty_like(top_N)
         unit_NH = torch.empty_like(hidden_NH) if need_hidden and not any(need_head) else None
+        # The last ones: backward begins with them, so they are gone before the first one that is computed again.
+        room = kept_tokens(len(weight_VH), softcap, wide.itemsize) if any(need_head) else 0
+        ctx.kept = {}
         for start in range(0, len(targets_N), chunk):
             part = slice(start, start + chunk)
             logits_CV = _logits(hidden_NH[part], weight_VH, bias_V, scale, softcap, wide)
@@ -57,21 +68,22 @@ class _ChunkedLogProb(torch.autograd.Function):
             top_C1 = logits_CV.amax(-1, keepdim=True)
             picked_C = logits_CV.gather(-1, targets_N[part, None]).sub_(top_C1).squeeze(-1)
             sums_C = logits_CV.sub_(top_C1).exp_().sum(-1)
-            logs_C = sums_C.log()
-            logps_N[part] = picked_C - logs_C
-            lse_N[part] = logs_C + top_C1.squeeze(-1)
+            logps_N[part] = picked_C - sums_C.log()
+            top_N[part], sums_N[part] = top_C1.squeeze(-1), sums_C
+            if start + room >= len(targets_N):
+                ctx.kept[start] = logits_CV
             if unit_NH is not None:
                 grad_CV = logits_CV.mul_(-1 / sums_C[:, None])
                 grad_CV.scatter_add_(1, targets_N[part, None], torch.ones_like(top_C1))
                 unit_NH[part] = _times(grad_CV, slope_CV).to(hidden_NH.dtype) @ weight_VH
-        ctx.save_for_backward(hidden_NH, weight_VH, bias_V, targets_N, lse_N, unit_NH)
+        ctx.save_for_backward(hidden_NH, weight_VH, bias_V, targets_N, top_N, sums_N, unit_NH)
         ctx.settings = (scale, softcap, chunk, wide)
         return logps_N
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad_N,) = grads
-        hidden_NH, weight_VH, bias_V, targets_N, lse_N, unit_NH = ctx.saved_tensors
+        hidden_NH, weight_VH, bias_V, targets_N, top_N, sums_N, unit_NH = ctx.saved_tensors
         scale, softcap, chunk, wide = ctx.settings
         if unit_NH is not None:
             return (unit_NH * grad_N[:, None]).to(hidden_NH.dtype), None, None, None, None, None, None
@@ -80,12 +92,18 @@ class _ChunkedLogProb(torch.autograd.Function):
         grad_hidden_NH = torch.empty_like(hidden_NH) if need_hidden else None
         grad_weight_VH = torch.zeros(weight_VH.shape, dtype=wide, device=weight_VH.device) if need_weight else None
         grad_bias_V = torch.zeros(len(weight_VH), dtype=wide, device=weight_VH.device) if need_bias else None
-        for start in range(0, len(targets_N), chunk):
+        kept, ctx.kept = ctx.kept, {}  # overwritten below: another backward pass computes them again
+        for start in reversed(range(0, len(targets_N), chunk)):
             part = slice(start, start + chunk)
-            logits_CV = _logits(hidden_NH[part], weight_VH, bias_V, scale, softcap, wide)
-            slope_CV = _slope(logits_CV, scale, softcap)
             upstream_C1 = grad_N[part, None].to(wide)
-            grad_CV = logits_CV.sub_(lse_N[part, None]).exp_().mul_(-upstream_C1)
+            slope_CV: Tensor | float | None = scale
+            exp_CV = kept.pop(start, None)
+            if exp_CV is None:
+                exp_CV = _logits(hidden_NH[part], weight_VH, bias_V, scale, softcap, wide)
+                slope_CV = _slope(exp_CV, scale, softcap)
+                exp_CV.sub_(top_N[part, None]).exp_()
+            grad_CV = exp_CV.mul_(-upstream_C1 / sums_N[part, None])
+            del exp_CV
             grad_CV.scatter_add_(1, targets_N[part, None], upstream_C1)
             grad_CV = _times(grad_CV, slope_CV)
             narrow_CV = grad_CV.to(hidden_NH.dtype)
@@ -148,9 +166,9 @@ def chunked_logprobs(
 ) -> Tensor:
     """Natural log-probability of each target under a linear head.
 
-    The head's output is computed a chunk of tokens at a time, once in forward and once more in backward, so memory is
-    about two chunks plus the gradients, whatever N is. The price is one more head matmul. Under autocast, hidden
-    states and head are cast as a Linear layer would cast them.
+    The head's output is computed a chunk of tokens at a time, so memory is about two chunks plus the gradients, and
+    KEPT_BYTES where the head is trained, whatever N is. The price is one more head matmul for the tokens beyond
+    those kept. Under autocast, hidden states and head are cast as a Linear layer would cast them.
 
     Args:
         hidden_NH: hidden states that predict the targets.

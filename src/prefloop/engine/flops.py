@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from prefloop.engine.chunked import kept_tokens
 from prefloop.engine.layout import Kind
 
 Lengths = Sequence[tuple[int, Sequence[int]]]
@@ -27,12 +28,14 @@ class ModelShape:
         attention: width of all heads together, of each layer with attention.
         windows: how far back each of those layers reads, in tokens; None is everything.
         head: weights of the output head.
+        kept: tokens whose probabilities are kept for backward in a batch, where the head is trained (`chunked.py`).
     """
 
     trunk: int
     attention: tuple[int, ...]
     windows: tuple[int | None, ...]
     head: int
+    kept: int = 0
 
     @classmethod
     def of(cls, decoder: nn.Module, head: nn.Module) -> ModelShape:
@@ -54,25 +57,29 @@ class ModelShape:
         window = getattr(config, "sliding_window", None)
         windows = [window if t == "sliding_attention" else None for t in types] if types else [window] * layers
         last = sum(p.numel() for p in head.parameters() if p.dim() == 2)
-        return cls(round(weights), (width,) * layers, tuple(windows[:layers]), last)
+        output: Any = head
+        kept = kept_tokens(output.weight.shape[0], getattr(config, "final_logit_softcapping", None))
+        return cls(round(weights), (width,) * layers, tuple(windows[:layers]), last, kept)
 
 
 @dataclass(frozen=True)
 class Passes:
     """How often each part's forward cost is paid in one step.
 
-    Defaults are full training: backward takes two products for each of forward's. Fused attention and the head in
-    chunks (`chunked.py`) compute their scores once more in backward instead of keeping them.
+    Defaults are full training: backward takes two products for each of forward's. Fused attention computes its scores
+    once more in backward instead of keeping them, and so does the head for the tokens beyond those that it keeps
+    (`head_again`; `chunked.py`).
     """
 
     trunk: float = 3
     attention: float = 3.5
-    head: float = 4
+    head: float = 3
+    head_again: float = 1
 
 
 TRAIN = Passes()
-ADAPTER = Passes(trunk=2, attention=3.5, head=3)  # frozen weights get no gradient
-SCORE = Passes(1, 1, 1)
+ADAPTER = Passes(trunk=2, attention=3.5, head=2, head_again=0)  # frozen weights get no gradient
+SCORE = Passes(1, 1, 1, 0)
 
 
 @dataclass(frozen=True)
@@ -124,10 +131,11 @@ def count(lengths: Lengths, shape: ModelShape, kind: Kind, passes: Passes = TRAI
     scored = sum(sum(responses) for _, responses in lengths)
     # Scores and weighted values are a product of the heads' width each.
     attention = sum(4 * d * pairs[window] for d, window in zip(shape.attention, shape.windows, strict=True))
+    again = passes.head_again * max(0, scored - shape.kept)
     return Flops(
         trunk=passes.trunk * 2 * shape.trunk * tokens,
         attention=passes.attention * attention,
-        head=passes.head * 2 * shape.head * scored,
+        head=2 * shape.head * (passes.head * scored + again),
     )
 
 

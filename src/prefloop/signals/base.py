@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from prefloop.backends.base import Request, Result
+from prefloop.config import ModelSection
 from prefloop.records import CandidatesRow
 
 
@@ -34,6 +35,19 @@ class Rating:
 
     scores: list[float | None]
     counts: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Need:
+    """A model that a signal calls.
+
+    Attributes:
+        model: None stands for the recipe's first model.
+        kind: what it is: a `language` model, or an encoder (`pairrm`, `reward`).
+    """
+
+    model: ModelSection | None
+    kind: Literal["language", "pairrm", "reward"] = "language"
 
 
 class Signal(Protocol):

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from prefloop.backends.base import Backend
 from prefloop.config import FunctionSignalSection, JudgeSignalSection, ModelSection, SignalSection
 from prefloop.signals import function, judge
-from prefloop.signals.base import Signal
+from prefloop.signals.base import Need, Signal
+from prefloop.store.cache import Cache
 
-# Backend name -> the model it needs; None stands for the recipe's first model.
-Needs = dict[str, ModelSection | None]
+# By the names under which the signal calls them.
+Needs = dict[str, Need]
 
 
 def _function(section: FunctionSignalSection) -> tuple[Signal, Needs]:
@@ -19,7 +21,7 @@ def _function(section: FunctionSignalSection) -> tuple[Signal, Needs]:
 
 def _judge(section: JudgeSignalSection) -> tuple[Signal, Needs]:
     signal = judge.JudgeSignal(section.mode, section.template, section.min_label_mass)
-    return signal, {"judge": section.model}
+    return signal, {"judge": Need(section.model)}
 
 
 BUILDERS: dict[str, Callable[[Any], tuple[Signal, Needs]]] = {"function": _function, "judge": _judge}
@@ -38,6 +40,22 @@ def build(section: SignalSection) -> tuple[Signal, Needs]:
         UsageError: the function or template that the section names is not there or faulty.
     """
     return BUILDERS[section.type](section)
+
+
+def open_backend(section: ModelSection, kind: str, cache: Cache | None) -> Backend:
+    """The model of a section, loaded or connected to.
+
+    Args:
+        kind: what it is, see `base.Need`.
+        cache: remembers file digests between runs.
+
+    Raises:
+        UsageError: there is no such model, or it is not of this kind.
+    """
+    from prefloop.backends.hf import HfBackend
+
+    openers: dict[str, Callable[[ModelSection, Cache | None], Backend]] = {"language": HfBackend.load}
+    return openers[kind](section, cache)
 
 
 def identity(section: SignalSection) -> dict[str, Any]:

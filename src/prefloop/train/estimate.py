@@ -118,7 +118,8 @@ def estimate(model: ModelSection, section: TrainSection, rows: Sequence[Row] | N
     vocabulary = head.weight.shape[0]
     chunk = min(scored, chunk_size(vocabulary, precision.device))
     logits = 2 * chunk * vocabulary * 4 + scored * decoder.config.hidden_size * 4
-    logits += 0 if section.lora is not None else vocabulary * decoder.config.hidden_size * 4
+    if section.lora is None:
+        logits += vocabulary * (decoder.config.hidden_size + min(scored, shape.kept)) * 4
     packed = _quantised(policy) if section.lora is not None and section.lora.quantize is not None else 0
     weights = round(packed * NF4 + (frozen - packed) * wide.itemsize + trainable * 4)
     gradients, optimizer = trainable * 4, trainable * 8

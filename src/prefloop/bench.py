@@ -1,0 +1,187 @@
+"""What the stages of one process share: the loop, the display, and the models that are open."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from prefloop.backends.base import Backend, Usage
+from prefloop.config import ModelSection, Recipe
+from prefloop.errors import PrefloopError
+from prefloop.store.cache import Cache
+from prefloop.store.stagedir import StageDir
+
+if TYPE_CHECKING:
+    from prefloop.backends.cached import CachedBackend
+    from prefloop.loop import Loop, Stage
+    from prefloop.signals.build import Needs
+    from prefloop.ui.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+Runner = Callable[["Bench", "Stage", StageDir, str], None]
+
+
+class Bench:
+    """What the stages of one process share: the loop, the display, and the loaded models."""
+
+    def __init__(self, loop: Loop, progress: Progress) -> None:
+        self.loop, self.progress = loop, progress
+        self.on_batch: Callable[[int], None] = lambda done: None
+        # Stage and fingerprint of what is being written: the report shows nothing of an earlier recipe.
+        self.at: dict[str, str] = {}
+        self._backends: dict[str, CachedBackend] = {}
+
+    @property
+    def cache(self) -> Cache:
+        """The project's cache; only planning does without one."""
+        assert self.loop.cache is not None
+        return self.loop.cache
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.loop.recipe
+
+    @cached_property
+    def kept_out(self) -> frozenset[str]:
+        """Ids of the preferences' prompts that are measured on; none where the evaluation has prompts of its own.
+
+        Known as soon as the preferences are read.
+        """
+        from prefloop.pairs.splits import holdout
+
+        if self.recipe.preferences is None or self.recipe.evaluate.prompts is not None:
+            return frozenset()
+        ids = {row["prompt_id"] for row in self.loop.folder("preferences").rows()}
+        return frozenset(holdout(ids, self.recipe.evaluate.holdout))
+
+    def preflight(self) -> None:
+        """Find what is wrong with the recipe's functions, templates and training before hours of work, not after.
+
+        Raises:
+            UsageError: a function or template is missing or faulty, or the model cannot be trained as asked.
+        """
+        from prefloop.evaluate import checkers
+        from prefloop.loop import evaluation_signal
+        from prefloop.signals import build
+        from prefloop.train.check import check_trainable
+
+        for section in (self.recipe.rate, evaluation_signal(self.recipe)):
+            if section is not None:
+                build.preflight(section)
+        for functions in self.recipe.evaluate.checkers.values():
+            checkers.preflight(functions)
+        self.quiet()
+        check_trainable(self.recipe.model, self.recipe.train)
+
+    def run(self, stage: Stage, folder: StageDir, fingerprint: str, runner: Runner) -> None:
+        """Run one stage, and write into the run's files that it began, what it asked of models, and that it ended."""
+        run = self.loop.run
+        self.at = {"stage": stage.name, "fingerprint": fingerprint}
+        run.event("stage_started", **self.at)
+        run.log(f"{stage.name} starts")
+        started = time.monotonic()
+        try:
+            runner(self, stage, folder, fingerprint)
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError":
+                raise
+            raise PrefloopError(
+                f"the GPU's memory is full: {str(error).partition('. ')[0]}",
+                where=f"stage {stage.name}",
+                fix="lower train.micro_batch_size or set train.gradient_checkpointing=true for training, "
+                "model.batch_size for sampling and judging; then start the same command again",
+            ) from error
+        self._note_usage()
+        self._note_rows(stage, folder)
+        seconds = round(time.monotonic() - started, 3)
+        run.event("stage_finished", seconds=seconds, **self.at)
+        run.log(f"{stage.name} is done after {seconds} s")
+
+    def _note_rows(self, stage: Stage, folder: StageDir) -> None:
+        """Say in the stage's line how many rows it kept, and never pass over what it dropped."""
+        success = folder.success() or {}
+        rows = success.get("rows", {})
+        reasons = success.get("reject_reasons") or success.get("extra", {}).get("rejected") or {}
+        if stage.verb in ("prompts", "heldout", "preferences") and rows:
+            self.progress.update(kept=rows["kept"])
+        if stage.verb == "pair":
+            self.progress.update(pairs=rows["kept"])
+        dropped = sum(reasons.values())
+        if dropped:
+            most = max(reasons, key=lambda reason: reasons[reason], default="")
+            self.progress.warn(
+                f"{stage.name}: {dropped:,} rows dropped, most of them for: {most} "
+                f"(prefloop inspect {self.loop.run.path} --stage {stage.name} --rejects)"
+            )
+
+    def backend(self, section: ModelSection, kind: str = "language") -> CachedBackend:
+        """A section's model behind the cache, opened on first use; the one used longest ago makes room.
+
+        Args:
+            section: which model.
+            kind: what it is, see `signals.base.Need`.
+        """
+        from prefloop.backends.cached import CachedBackend
+        from prefloop.signals.build import open_backend
+
+        key = f"{kind} {section.model_dump_json(exclude={'batch_size'})}"
+        held = self._backends.pop(key, None)
+        if held is None:
+            self.quiet()
+            self._make_room(section)
+            inner = open_backend(section, kind, self.cache)
+            held = CachedBackend(inner, self.cache, on_batch=lambda done: self.on_batch(done))
+            self._note_model(section, inner)
+        held.inner.batch_size = section.batch_size
+        self._backends[key] = held
+        return held
+
+    def backends(self, needs: Needs) -> dict[str, Backend]:
+        """The models that a signal calls, by its names for them."""
+        return {name: self.backend(need.model or self.recipe.model, need.kind) for name, need in needs.items()}
+
+    def _make_room(self, section: ModelSection) -> None:
+        """A GPU that trains a model can hold it once more, not twice; main memory is larger and a load is slow."""
+        if section.endpoint is not None:
+            return
+        from prefloop.engine.load import choose_device
+
+        room = 1 if choose_device(section.device).type == "cuda" else 2
+        here = [key for key, held in self._backends.items() if held.inner.place is not None]
+        for key in here[: len(here) - room + 1]:
+            self._backends.pop(key).close()
+
+    def quiet(self) -> None:
+        """Keep transformers' own bars and its remarks on its own code out of the display."""
+        from prefloop.engine.load import quiet
+
+        quiet()
+
+    def _note_model(self, section: ModelSection, backend: Backend) -> None:
+        """Into the manifest: on what the model ran, which rounding depends on."""
+        name = backend.place or "a server"
+        manifest = self.loop.run.read_manifest() or {}
+        manifest["devices"][section.path] = name
+        self.loop.run.write_manifest(manifest)
+        self.loop.run.event("model_loaded", path=section.path, device=name, identity=backend.identity, **self.at)
+
+    def _note_usage(self) -> None:
+        """One event per model: what the stage asked it and how much of that was cached."""
+        for backend in self._backends.values():
+            if backend.usage.asked:
+                self.loop.run.event("usage", model=backend.name, **self.at, **asdict(backend.usage))
+            backend.usage = Usage()
+
+    def release(self) -> None:
+        """Drop all models: training and merging need the memory."""
+        for backend in self._backends.values():
+            backend.close()
+        self._backends.clear()
+
+    def close(self) -> None:
+        self.release()

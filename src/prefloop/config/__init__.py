@@ -1,0 +1,69 @@
+"""The recipe: its sections, one file for each part of the loop, and how one is read.
+
+Unknown keys are errors. Field descriptions are the one place where a setting is documented: the JSON Schema
+(recipes/recipe.schema.json) and docs/recipe.md are made from them. Imports neither torch nor network code.
+"""
+
+from prefloop.config.base import Section
+from prefloop.config.data import PairSection, PreferencesSection, PromptsSection, SampleSection
+from prefloop.config.load import load_recipe, parse_recipe, recipe_folder, recipe_path, shipped_recipes
+from prefloop.config.models import EndpointSection, ModelSection
+from prefloop.config.objectives import (
+    AnchoredObjectiveSection,
+    CpoObjectiveSection,
+    DpoObjectiveSection,
+    KtoObjectiveSection,
+    ListObjectiveSection,
+    ObjectiveSection,
+    OrpoObjectiveSection,
+    SftObjectiveSection,
+    SimpoObjectiveSection,
+)
+from prefloop.config.recipe import EvaluateSection, Recipe, Sampled
+from prefloop.config.signals import (
+    FunctionSignalSection,
+    HumanSignalSection,
+    JudgeSignalSection,
+    PairRmSignalSection,
+    RewardModelSignalSection,
+    SignalSection,
+)
+from prefloop.config.training import COSMETIC, LaunchSection, LoraSection, MergeSection, TrainSection
+
+__all__ = [
+    "COSMETIC",
+    "AnchoredObjectiveSection",
+    "CpoObjectiveSection",
+    "DpoObjectiveSection",
+    "EndpointSection",
+    "EvaluateSection",
+    "FunctionSignalSection",
+    "HumanSignalSection",
+    "JudgeSignalSection",
+    "KtoObjectiveSection",
+    "LaunchSection",
+    "ListObjectiveSection",
+    "LoraSection",
+    "MergeSection",
+    "ModelSection",
+    "ObjectiveSection",
+    "OrpoObjectiveSection",
+    "PairRmSignalSection",
+    "PairSection",
+    "PreferencesSection",
+    "PromptsSection",
+    "Recipe",
+    "RewardModelSignalSection",
+    "SampleSection",
+    "Sampled",
+    "Section",
+    "SftObjectiveSection",
+    "SignalSection",
+    "SimpoObjectiveSection",
+    "TrainSection",
+    "load_recipe",
+    "parse_recipe",
+    "recipe_folder",
+    "recipe_path",
+    "shipped_recipes",
+]

@@ -1,0 +1,85 @@
+"""What comes in, how answers are sampled, and how they become pairs."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from prefloop.config.base import Section, path_shorthand
+from prefloop.config.models import ModelSection
+
+
+class PromptsSection(Section):
+    """Where prompts come from."""
+
+    path: str = Field(
+        description="JSONL, JSON, CSV or Parquet file, `hub:ORG/NAME`, or `sandbox:questions/train` and the like."
+    )
+    format: Literal["auto", "jsonl", "json", "csv", "parquet", "lima", "hub", "sandbox"] = Field(
+        "auto", description="auto goes by the path and, for JSONL, by the keys of the first row."
+    )
+    column: str = Field("prompt", description="Column with the prompt: a text, or a list of messages.")
+    ignore_columns: list[str] | Literal["all"] = Field(
+        default_factory=list, description="Columns known to be there and not to be read; any other is an error."
+    )
+    split: str = Field("train", description="Split of a hub data set.")
+    system: str | None = Field(None, description="System message put before every prompt that has none.")
+    limit: int | None = Field(None, gt=0, description="Use the first N valid prompts.")
+    on_bad_row: Literal["stop", "reject"] = Field("stop", description="Stop at bad rows, or send them to rejects.")
+
+
+class PreferencesSection(Section):
+    """Preference data that is there already, in place of prompts, sample, rate and pair."""
+
+    path: str = Field(
+        description="JSONL, JSON, CSV or Parquet file, or `hub:ORG/NAME`, of pairs, of single good or bad answers, or "
+        "of demonstrations."
+    )
+    format: Literal[
+        "auto", "preference", "unpaired", "completion", "messages", "sharegpt", "sharegpt_pairs", "pku", "lima"
+    ] = Field("auto", description="What the columns mean (docs/inputs.md); auto goes by those of the first row.")
+    ignore_columns: list[str] | Literal["all"] = Field(
+        default_factory=list, description="Columns known to be there and not to be read."
+    )
+    split: str = Field("train", description="Split of a hub data set.")
+    limit: int | None = Field(None, gt=0, description="Use the first N valid rows.")
+    on_bad_row: Literal["stop", "reject"] = Field("stop", description="Stop at bad rows, or send them to rejects.")
+
+
+class SampleSection(Section):
+    """How answers are sampled."""
+
+    model: ModelSection | None = Field(
+        None,
+        description="Who answers: another model, or the same one on a server; without it the one that is trained.",
+    )
+    n: int = Field(5, gt=0, description="Answers per prompt.")
+    temperature: float = Field(1.0, ge=0, description="0 is greedy.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus: least probable tokens beyond this mass are cut.")
+    top_k: int = Field(0, ge=0, description="0 switches it off.")
+    max_new_tokens: int = Field(512, gt=0, description="Longer answers are cut off and say so (`length`).")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _model_path(cls, data: Any) -> Any:
+        return path_shorthand(data, "model")
+
+
+class PairSection(Section):
+    """How scored answers become pairs, and which are left out."""
+
+    strategy: Literal["best_worst", "best_random", "all_pairs", "adjacent"] = Field(
+        "best_worst",
+        description="best_worst: highest against lowest score; best_random: highest against a random lower one; "
+        "all_pairs: every two answers; adjacent: neighbours in score.",
+    )
+    min_gap: float = Field(0.0, ge=0, description="Least score gap of a pair; equal scores never make a pair.")
+    max_length_ratio: float | None = Field(
+        None, gt=1, description="Drop pairs whose answers' lengths in characters differ by more than this factor."
+    )
+    drop_truncated: bool = Field(
+        False,
+        description="Leave out answers that were cut off at max_new_tokens. Those that stay are trained on without an "
+        "end of turn, so that they do not teach to stop in mid-sentence.",
+    )

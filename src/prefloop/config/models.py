@@ -1,0 +1,49 @@
+"""Which model, and where it runs."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from prefloop.config.base import Section
+
+
+class EndpointSection(Section):
+    """A server that speaks the OpenAI chat API: vLLM, SGLang, llama.cpp, `transformers serve`, or a vendor's."""
+
+    url: str = Field(description="Base address up to and with the version, such as http://localhost:8000/v1.")
+    key_variable: str | None = Field(
+        None, description="Environment variable that holds the key; keys stand in no file and no log."
+    )
+    concurrency: int = Field(32, gt=0, description="Calls at one time at most; fewer while the server says 429.")
+    timeout: float = Field(120.0, gt=0, description="Seconds to wait for one answer.")
+    retries: int = Field(6, ge=0, description="Further tries of a call that met a full or faulty server.")
+    price_input: float | None = Field(None, ge=0, description="Price of a million prompt tokens.")
+    price_output: float | None = Field(None, ge=0, description="Price of a million generated tokens.")
+    max_cost: float | None = Field(None, gt=0, description="The run stops before it costs more than this.")
+    extra_body: dict[str, Any] = Field(
+        default_factory=dict, description="Further fields of every request, such as reasoning_effort."
+    )
+
+
+class ModelSection(Section):
+    """A model: hub id, local folder, `sandbox` for the embedded one, or a name on a server."""
+
+    path: str = Field(description="Hub id, folder of a model or of an unmerged LoRA adapter, or `sandbox`.")
+    revision: str | None = Field(None, description="Branch, tag or commit on the hub.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="Precision of weights and compute; auto: float32 on a CPU, the checkpoint's on a GPU (bfloat16 in "
+        "place of float16).",
+    )
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps; auto takes a GPU when there is one.")
+    template: str = Field(
+        "auto",
+        description="Chat template: auto (the model's own, or `plain` where it has none), plain, or a Jinja file.",
+    )
+    batch_size: int = Field(64, gt=0, description="Sequences in one forward pass when sampling or scoring.")
+    endpoint: EndpointSection | None = Field(
+        None, description="Ask a server that runs the model under the name `path`, instead of loading it."
+    )
+    trust_remote_code: bool = Field(False, description="Run model code that comes with the checkpoint.")

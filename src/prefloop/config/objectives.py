@@ -1,0 +1,98 @@
+"""Objectives: what is learned from a row."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from prefloop.config.base import Section
+
+Beta = Annotated[float, Field(gt=0, description="How strongly the policy is held to the reference.")]
+
+
+class _PairedSection(Section):
+    """What all objectives on pairs share."""
+
+    sft_weight: float = Field(
+        0.0, ge=0, description="Adds this times the chosen answer's negative log-likelihood per token (RPO's term)."
+    )
+
+
+class DpoObjectiveSection(_PairedSection):
+    """Direct preference optimisation (Rafailov et al. 2023, eq. 7) and its relatives on the gap of log-ratios."""
+
+    type: Literal["dpo"] = "dpo"
+    kind: Literal["sigmoid", "sigmoid_norm", "robust", "hinge", "ipo", "ipo_norm", "exo", "discopop"] = Field(
+        "sigmoid", description="The loss of a gap; docs/losses.md has the table of methods."
+    )
+    beta: Beta = 0.1
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="Share of labels taken to be wrong (cDPO, rDPO).")
+
+
+class AnchoredObjectiveSection(_PairedSection):
+    """Losses that hold each of the two answers against a fixed point, so that both cannot sink together."""
+
+    type: Literal["sppo", "nca", "bco", "apo_zero", "apo_down"] = Field(description="Which of them.")
+    beta: Beta = 0.1
+
+
+class SimpoObjectiveSection(_PairedSection):
+    """SimPO (Meng et al. 2024): length-averaged log-probabilities, a target margin, no reference."""
+
+    type: Literal["simpo"] = "simpo"
+    beta: float = Field(2.0, gt=0, description="Scale of the rewards.")
+    gamma: float = Field(1.0, ge=0, description="Target margin of the rewards.")
+
+
+class CpoObjectiveSection(Section):
+    """CPO (Xu et al. 2024): DPO's loss without a reference, and the likelihood of the chosen answer."""
+
+    type: Literal["cpo"] = "cpo"
+    beta: float = Field(0.1, gt=0, description="Scale of the rewards.")
+    nll_weight: float = Field(1.0, ge=0, description="Of the chosen answer's negative log-likelihood.")
+
+
+class OrpoObjectiveSection(Section):
+    """ORPO (Hong et al. 2024): likelihood of the chosen answer plus a log odds ratio, no reference."""
+
+    type: Literal["orpo"] = "orpo"
+    odds_weight: float = Field(0.1, gt=0, description="Of the odds-ratio term (the paper's lambda).")
+
+
+class KtoObjectiveSection(Section):
+    """KTO (Ethayarajh et al. 2024): single answers, good or bad."""
+
+    type: Literal["kto"] = "kto"
+    beta: Beta = 0.1
+    desirable_weight: float = Field(1.0, gt=0, description="Of the answers that are good.")
+    undesirable_weight: float = Field(1.0, gt=0, description="Of the answers that are bad.")
+
+
+class ListObjectiveSection(Section):
+    """Plackett-Luce over all answers to a prompt in the order of their scores (Rafailov et al. 2023, appendix A.3)."""
+
+    type: Literal["plackett_luce"] = "plackett_luce"
+    beta: Beta = 0.1
+
+
+class SftObjectiveSection(Section):
+    """Likelihood of the chosen answers alone."""
+
+    type: Literal["sft"] = "sft"
+    average: Literal["tokens", "rows"] = Field(
+        "tokens", description="tokens: every token of a step counts alike; rows: every answer, whatever its length."
+    )
+
+
+ObjectiveSection = Annotated[
+    DpoObjectiveSection
+    | AnchoredObjectiveSection
+    | SimpoObjectiveSection
+    | CpoObjectiveSection
+    | OrpoObjectiveSection
+    | KtoObjectiveSection
+    | ListObjectiveSection
+    | SftObjectiveSection,
+    Field(discriminator="type"),
+]

@@ -1,0 +1,124 @@
+"""The recipe: one YAML file says a whole run. Sections are the boxes of the loop."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from pydantic import Field, model_validator
+
+from prefloop.config.base import Section, path_shorthand
+from prefloop.config.data import PairSection, PreferencesSection, PromptsSection, SampleSection
+from prefloop.config.models import ModelSection
+from prefloop.config.signals import SignalSection
+from prefloop.config.training import MergeSection, TrainSection
+
+
+class EvaluateSection(Section):
+    """The measurement: the aligned model against the base on prompts that were not trained on."""
+
+    prompts: PromptsSection | None = Field(None, description="Held-out prompts; without it `holdout` is split off.")
+    holdout: float = Field(0.1, gt=0, lt=1, description="Share of the prompts kept out, when no prompts are given.")
+    sample: SampleSection | None = Field(
+        None, description="Decoding for both models alike; without it the sample section's, with n = 1."
+    )
+    judge: SignalSection | None = Field(
+        None,
+        description="Who compares; without it a pairwise judge by the rate section's judge, else its signal. A recipe "
+        "with neither measures no win rate.",
+    )
+    checkers: dict[str, dict[str, str]] = Field(
+        default_factory=dict,
+        description="Group -> name -> `module:name` of functions that give a rate for one answer, 0..1 or None.",
+    )
+    bootstrap: int = Field(10_000, ge=100, description="Resamples of the prompts for each 95 % interval.")
+    side_by_side: int = Field(20, ge=0, description="Answers of both models shown in the report.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _prompts_path(cls, data: Any) -> Any:
+        return path_shorthand(data, "prompts")
+
+    @model_validator(mode="after")
+    def _groups(self) -> EvaluateSection:
+        if taken := {"win_rate", "lengths", "not_measured"} & set(self.checkers):
+            raise ValueError(f"a group of checkers cannot be called {taken.pop()}: that name is taken")
+        return self
+
+
+class Sampled(NamedTuple):
+    """The sections of a recipe that samples and rates answers."""
+
+    prompts: PromptsSection
+    sample: SampleSection
+    rate: SignalSection
+    pair: PairSection
+
+
+class Recipe(Section):
+    """One run of the loop: answers to prompts are sampled and rated, or preferences that are there are trained on."""
+
+    name: str = Field(pattern=r"^[\w.-]+$")
+    model: ModelSection
+    prompts: PromptsSection | None = None
+    preferences: PreferencesSection | None = None
+    seed: int = Field(0, description="Of sampling, random pairing and training.")
+    rounds: int = Field(1, gt=0, description="The merged model samples again, on prompts not used before.")
+    sample: SampleSection | None = None
+    rate: SignalSection | None = None
+    pair: PairSection | None = None
+    train: TrainSection = TrainSection()
+    merge: MergeSection = MergeSection()
+    evaluate: EvaluateSection = EvaluateSection()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _paths(cls, data: Any) -> Any:
+        data = path_shorthand(data, "model", "prompts", "preferences")
+        if isinstance(data, dict) and data.get("preferences") is None:
+            data = data | {name: data.get(name) or {} for name in ("sample", "pair")}
+        return data
+
+    @model_validator(mode="after")
+    def _models(self) -> Recipe:
+        if self.model.endpoint is not None:
+            raise ValueError(
+                "model.endpoint: the model is trained, so it is loaded here; a server can answer (sample.model) and "
+                "judge (rate.model, evaluate.judge.model)"
+            )
+        if self.evaluate.sample is not None and self.evaluate.sample.model is not None:
+            raise ValueError("evaluate.sample.model: the base and the aligned model answer; take it out")
+        if self.rounds > 1 and self.sample is not None and self.sample.model is not None:
+            raise ValueError("sample.model answers in the first round, the merged model in the next: set rounds=1")
+        return self
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Recipe:
+        if self.preferences is None:
+            if self.prompts is None and self.rate is None:
+                raise ValueError(
+                    "nothing says where preferences come from: set prompts and rate (answers are sampled and rated), "
+                    "or preferences (a file of them is trained on)"
+                )
+            if missing := [name for name in ("prompts", "rate") if getattr(self, name) is None]:
+                raise ValueError(f"{missing[0]} is missing; it must be set in the recipe or as {missing[0]}=…")
+            if self.sample is not None and self.sample.n < 2:
+                raise ValueError("sample.n is 1: a pair needs two answers to a prompt; set sample.n=2 or more")
+            if self.sample is not None and self.sample.temperature == 0:
+                raise ValueError("sample.temperature is 0: all answers to a prompt would be the same; set it above 0")
+            return self
+        if given := [name for name in ("prompts", "sample", "pair") if getattr(self, name) is not None]:
+            decoding = "; decoding for the measurement is evaluate.sample" if "sample" in given else ""
+            raise ValueError(
+                f"preferences and {', '.join(given)} exclude each other: what is there is neither sampled nor "
+                f"paired. Take preferences out, or set {' '.join(f'{name}=null' for name in given)}{decoding}"
+            )
+        if self.rounds > 1:
+            raise ValueError("rounds need answers sampled anew; with preferences there is one: set rounds=1")
+        return self
+
+    @property
+    def sampled(self) -> Sampled:
+        """How answers are sampled, rated and paired, of a recipe that does so and has no preferences."""
+        assert self.prompts is not None and self.sample is not None  # noqa: PT018
+        assert self.rate is not None and self.pair is not None  # noqa: PT018
+        return Sampled(self.prompts, self.sample, self.rate, self.pair)
