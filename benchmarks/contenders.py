@@ -35,6 +35,7 @@ from prefloop.train.encode import Example
 from prefloop.train.meter import Meter
 from prefloop.train.precision import Precision
 from prefloop.train.rhythm import Plan, Rhythm
+from prefloop.train.shift import RewardShift
 from prefloop.train.steps import Cut, Micro, StepSampler
 from prefloop.train.trainer import PreferenceTrainer
 
@@ -199,7 +200,8 @@ class Ours(Contender):
         objective = DpoObjectiveSection if case.responses == 2 else ListObjectiveSection
         meter = Meter()
         plan = Plan(1, 1, 0, log=1, save=1, validate=False)
-        self._rhythm = Rhythm(plan, meter, sampler, Path(self._folder.name), "", lambda done, total: None)
+        shift = RewardShift()
+        self._rhythm = Rhythm(plan, meter, sampler, Path(self._folder.name), "", lambda done, total: None, shift)
         self.trainer = PreferenceTrainer(
             model,
             _arguments(TrainingArguments, self._folder.name, case),
@@ -211,6 +213,7 @@ class Ours(Contender):
             sampler=sampler,
             meter=meter,
             rhythm=self._rhythm,
+            shift=shift,
             check_start=False,
             on_log=lambda record: None,
         )

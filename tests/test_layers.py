@@ -13,9 +13,25 @@ PACKAGE = Path(__file__).parents[1] / "src" / "prefloop"
 
 # From the top of the picture to the bottom; a box imports from its own row or from rows below it.
 LAYERS = [
-    {"cli", "__main__"},
-    {"loop", "stages", "bench", "reading", "manifest", "status", "doctor", "estimate"},
-    {"evaluate", "report", "ui"},
+    {"cli", "cli_compare", "cli_evaluate", "cli_publish", "__main__"},
+    {
+        "loop",
+        "stages",
+        "subjects",
+        "comparing",
+        "preferring",
+        "plan",
+        "rounds",
+        "bench",
+        "sampling",
+        "measuring",
+        "reading",
+        "manifest",
+        "status",
+        "doctor",
+        "estimate",
+    },
+    {"evaluate", "report", "ui", "publish"},
     {"signals", "pairs", "train", "rerank", "sandbox", "inputs"},
     {"backends"},
     {"engine"},

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from prefloop.backends.base import Backend, Usage
+from prefloop.backends.base import Backend, Request, Result, Usage
 from prefloop.config import ModelSection, Recipe
 from prefloop.errors import PrefloopError
+from prefloop.manifest import paid
 from prefloop.store.cache import Cache
 from prefloop.store.stagedir import StageDir
 
 if TYPE_CHECKING:
     from prefloop.backends.cached import CachedBackend
-    from prefloop.loop import Loop, Stage
+    from prefloop.loop import Loop
+    from prefloop.plan import Stage
     from prefloop.signals.build import Needs
     from prefloop.ui.progress import Progress
 
@@ -66,17 +68,19 @@ class Bench:
             UsageError: a function or template is missing or faulty, or the model cannot be trained as asked.
         """
         from prefloop.evaluate import checkers
-        from prefloop.loop import evaluation_signal
+        from prefloop.plan import evaluation_signals
         from prefloop.signals import build
         from prefloop.train.check import check_trainable
 
-        for section in (self.recipe.rate, evaluation_signal(self.recipe)):
+        ways = self.recipe.ways.values()
+        for section in (*(way.rate for way in ways), *evaluation_signals(self.recipe)):
             if section is not None:
                 build.preflight(section)
         for functions in self.recipe.evaluate.checkers.values():
             checkers.preflight(functions)
         self.quiet()
-        check_trainable(self.recipe.model, self.recipe.train)
+        for way in ways:
+            check_trainable(self.recipe.model, way.train)
 
     def run(self, stage: Stage, folder: StageDir, fingerprint: str, runner: Runner) -> None:
         """Run one stage, and write into the run's files that it began, what it asked of models, and that it ended."""
@@ -96,7 +100,9 @@ class Bench:
                 fix="lower train.micro_batch_size or set train.gradient_checkpointing=true for training, "
                 "model.batch_size for sampling and judging; then start the same command again",
             ) from error
-        self._note_usage()
+        finally:
+            # A stage that failed has asked too, and was paid for.
+            self._note_usage()
         self._note_rows(stage, folder)
         seconds = round(time.monotonic() - started, 3)
         run.event("stage_finished", seconds=seconds, **self.at)
@@ -135,6 +141,7 @@ class Bench:
             self.quiet()
             self._make_room(section)
             inner = open_backend(section, kind, self.cache)
+            inner.earlier_cost = paid(self.loop.run).get(inner.name, 0.0)
             held = CachedBackend(inner, self.cache, on_batch=lambda done: self.on_batch(done))
             self._note_model(section, inner)
         held.inner.batch_size = section.batch_size
@@ -142,8 +149,8 @@ class Bench:
         return held
 
     def backends(self, needs: Needs) -> dict[str, Backend]:
-        """The models that a signal calls, by its names for them."""
-        return {name: self.backend(need.model or self.recipe.model, need.kind) for name, need in needs.items()}
+        """The models that a signal calls, by its names for them; each is opened when it is asked."""
+        return {name: _Needed(self, need.model or self.recipe.model, need.kind) for name, need in needs.items()}
 
     def _make_room(self, section: ModelSection) -> None:
         """A GPU that trains a model can hold it once more, not twice; main memory is larger and a load is slow."""
@@ -153,7 +160,8 @@ class Bench:
 
         room = 1 if choose_device(section.device).type == "cuda" else 2
         here = [key for key, held in self._backends.items() if held.inner.place is not None]
-        for key in here[: len(here) - room + 1]:
+        for key in here[: max(0, len(here) - room + 1)]:
+            self._note_usage_of(self._backends[key])
             self._backends.pop(key).close()
 
     def quiet(self) -> None:
@@ -171,11 +179,29 @@ class Bench:
         self.loop.run.event("model_loaded", path=section.path, device=name, identity=backend.identity, **self.at)
 
     def _note_usage(self) -> None:
-        """One event per model: what the stage asked it and how much of that was cached."""
+        """One event per model: what the stage asked it, how much was cached, and a server's tokens and cost."""
         for backend in self._backends.values():
-            if backend.usage.asked:
-                self.loop.run.event("usage", model=backend.name, **self.at, **asdict(backend.usage))
-            backend.usage = Usage()
+            self._note_usage_of(backend)
+
+    def _note_usage_of(self, backend: CachedBackend) -> None:
+        spent = backend.spent()
+        if backend.usage.asked or any(spent.values()):
+            self.loop.run.event("usage", model=backend.name, **self.at, **(asdict(backend.usage) | spent))
+        backend.usage = Usage()
+
+    def say(self, section: Any, counts: dict[str, float], rows: Iterable[Any] = ()) -> None:
+        """Tell a judge's habits, and warn where they make its verdicts doubtful.
+
+        Args:
+            counts: summed over the rated rows.
+            rows: the scored rows, for what cannot be summed.
+        """
+        from prefloop.signals.build import card, remark
+
+        if (line := card(section, counts, rows)) is not None:
+            self.progress.note(line)
+        if (warning := remark(section, counts)) is not None:
+            logger.warning(warning)
 
     def release(self) -> None:
         """Drop all models: training and merging need the memory."""
@@ -185,3 +211,22 @@ class Bench:
 
     def close(self) -> None:
         self.release()
+
+
+class _Needed(Backend):
+    """A model that a signal may ask. Of several that do not fit in memory together each is opened at its turn."""
+
+    def __init__(self, bench: Bench, section: ModelSection, kind: str) -> None:
+        self.bench, self.section, self.kind = bench, section, kind
+
+    def _open(self) -> CachedBackend:
+        return self.bench.backend(self.section, self.kind)
+
+    def plan(self, requests: Sequence[Request]) -> list[list[int]]:
+        return self._open().plan(requests)
+
+    def run(self, requests: Sequence[Request]) -> list[Result]:
+        return self._open().run(requests)
+
+    def answer(self, requests: Sequence[Request]) -> list[Result]:
+        return self._open().answer(requests)

@@ -17,8 +17,9 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from prefloop import __version__
+from prefloop import __version__, cli_compare, cli_evaluate, cli_publish
 from prefloop.errors import Interrupted, PrefloopError, UsageError
+from prefloop.ui.table import print_table as _table
 
 app = typer.Typer(
     name="prefloop",
@@ -30,6 +31,12 @@ app = typer.Typer(
 )
 cache_app = typer.Typer(help="The store of answers, scores and verdicts.", no_args_is_help=True)
 app.add_typer(cache_app, name="cache")
+app.add_typer(cli_evaluate.app, name="evaluate")
+app.add_typer(cli_publish.votes, name="votes")
+app.command()(cli_publish.export)
+app.command()(cli_compare.compare)
+for _measure in (cli_compare.harness, cli_compare.safety, cli_compare.preference):
+    cli_evaluate.app.command()(_measure)
 
 RecipeArgument = Annotated[str, typer.Argument(help="A recipe: path of a YAML file, or a shipped name.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change, as a.b=c.", metavar="[A.B=C]...")]
@@ -120,8 +127,8 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
             console.print(f"{name}: {escape(str(folder / summary[name]))}")
 
 
-def _stage_verb(verb: str, text: str) -> None:
-    """Make the command that runs a recipe up to one of its boxes."""
+def _stage_verb(verb: str, text: str, group: typer.Typer = app, name: str | None = None) -> None:
+    """Make the command that runs a recipe up to one of its boxes; it is called `name`, else as the box."""
 
     def command(
         recipe: RecipeArgument,
@@ -144,7 +151,7 @@ def _stage_verb(verb: str, text: str) -> None:
             plain=plain,
         )
 
-    app.command(verb, help=text)(command)
+    group.command(name or verb, help=text)(command)
 
 
 _stage_verb("run", "Run a recipe; what is done already is skipped.")
@@ -152,7 +159,12 @@ _stage_verb("sample", "Run a recipe up to the sampled answers.")
 _stage_verb("rate", "Run a recipe up to the scored answers.")
 _stage_verb("pair", "Run a recipe up to the preference pairs.")
 _stage_verb("train", "Run a recipe up to the trained adapter or weights.")
-_stage_verb("evaluate", "Run a recipe up to the measurement of the aligned model against the base.")
+_stage_verb(
+    "evaluate",
+    "Run a recipe up to the measurement of the aligned model against the base.",
+    cli_evaluate.app,
+    "recipe",
+)
 
 
 @app.command()
@@ -358,6 +370,36 @@ def cache_ls(as_json: Json = False) -> None:
         print(json.dumps({"path": str(path), "entries": groups}))
 
 
+@cache_app.command("show")
+def cache_show(
+    key: Annotated[str, typer.Argument(help="First digits of an entry's key; any entry without it.")] = "",
+    kind: Annotated[str | None, typer.Option(help="Only entries of this kind (see ls).")] = None,
+    model: Annotated[str | None, typer.Option(help="Only entries of this model (see ls).")] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Entries to show.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Show the newest answers; of a server's, what was sent and what came back, word for word."""
+    from prefloop.store.cache import Cache
+
+    path = cache_path()
+    entries: list[Any] = []
+    if path.exists():
+        with Cache(path) as cache:
+            entries = cache.show(key, kind, model, limit)
+    if not entries:
+        raise UsageError("no such entry is in the cache", where=str(path), fix="see prefloop cache ls")
+    console = Console(stderr=True, highlight=False)
+    for entry in entries:
+        call = entry["call"] or {}
+        console.print(escape(f"{entry['kind']} {entry['key']} of {entry['model']}, {entry['created']}"), style="bold")
+        for name, text in (("sent", call.get("request")), ("came back", call.get("response")), ("is", entry["value"])):
+            if text is not None:
+                shown = text if isinstance(text, str) else json.dumps(text, ensure_ascii=False, indent=2)
+                console.print(f"{name}: {escape(shown)}", soft_wrap=True)
+    if as_json:
+        print(json.dumps({"entries": entries}, ensure_ascii=False))
+
+
 @cache_app.command("prune")
 def cache_prune(
     kind: Annotated[str | None, typer.Option(help="Only entries of this kind (see ls).")] = None,
@@ -387,17 +429,6 @@ def _run_folder(path: Path) -> Path:
             "this is no run directory: it has no manifest.json", where=str(path), fix="see prefloop status"
         )
     return path
-
-
-def _table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
-    from rich.table import Table
-
-    table = Table(title=escape(title), title_justify="left", box=None, header_style="dim")
-    for column in columns:
-        table.add_column(column)
-    for row in rows:
-        table.add_row(*(str(cell) for cell in row))
-    Console(stderr=True).print(table)
 
 
 def _terminate(*_: object) -> NoReturn:

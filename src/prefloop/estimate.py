@@ -49,7 +49,8 @@ def estimate_recipe(recipe: Recipe, out: Path, cache_path: Path, pairs: int | No
                     f"the stage {before} is not done, so it is not known how many pairs there will be",
                     fix="say how many with --pairs, or run the recipe up to its pairs first (prefloop pair …)",
                 )
-            return estimate(recipe.model, recipe.train, None, pairs)
+            unpaired = OBJECTIVES[recipe.train.objective.type].takes == "unpaired"
+            return estimate(recipe.model, recipe.train, None, pairs * (2 if unpaired else 1))
         tokenizer = load_tokenizer(recipe.model)
         takes = OBJECTIVES[recipe.train.objective.type].takes
         encoder = Encoder(tokenizer, end_of_turn_ids(tokenizer)[0], recipe.train.max_length, takes)
@@ -63,8 +64,9 @@ def estimate_recipe(recipe: Recipe, out: Path, cache_path: Path, pairs: int | No
         if not lengths:
             raise UsageError("none of the pairs fits train.max_length", fix="raise train.max_length")
         # Lists take several rows each, single answers are two of a row: scale what was looked at.
-        share = (1 - recipe.train.validation_share) * len(lengths) / min(SAMPLED, success["rows"]["kept"])
-        return estimate(recipe.model, recipe.train, lengths, pairs or round(share * success["rows"]["kept"]))
+        kept = success["rows"]["kept"]
+        trained = pairs or (1 - recipe.train.validation_share) * kept
+        return estimate(recipe.model, recipe.train, lengths, round(trained * len(lengths) / min(SAMPLED, kept)))
 
 
 def table(found: Estimate) -> RenderableType:
@@ -89,7 +91,8 @@ def table(found: Estimate) -> RenderableType:
     for name, seconds in (
         ("one step", found.step_seconds),
         ("reference, once", found.reference_seconds),
-        (f"{found.steps:,} steps and the reference", found.total_seconds),
+        ("validation, all its passes", found.validation_seconds),
+        (f"{found.steps:,} steps and these two", found.total_seconds),
     ):
         time.add_row(name, *map(_duration, seconds))
     lines = [Text(f"{found.parameters:,} parameters, {found.trainable:,} of them trained")]

@@ -13,47 +13,30 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import cache as cache_in_memory
 from pathlib import Path
 from typing import Any
 
 from prefloop import manifest
-from prefloop.config import COSMETIC, JudgeSignalSection, ModelSection, Recipe, SampleSection
+from prefloop.config import ModelSection, Recipe
 from prefloop.engine.load import resolve_model_path
 from prefloop.errors import UsageError
+from prefloop.plan import Stage, models_of, pinned, plan, selects, stage_name
+from prefloop.rounds import broken
 from prefloop.store.cache import Cache
-from prefloop.store.fingerprint import code_digest, digest, file_digest, model_digest, resolve_commit
+from prefloop.store.fingerprint import digest, resolve_commit
 from prefloop.store.rundir import RunDir
 from prefloop.store.stagedir import StageDir
 from prefloop.ui.progress import Progress
 
-
-@dataclass(frozen=True)
-class Stage:
-    """One box of the picture in one round.
-
-    Attributes:
-        number, name: its folder is `stages/NN-name`; from round 2 on the name carries the round.
-        verb: which box it is.
-        settings: everything configured that changes its result.
-        inputs: names of the stages it reads.
-        code: digest of the boxes of the package that compute it, taken when the run was planned.
-    """
-
-    number: int
-    name: str
-    verb: str
-    round: int
-    settings: dict[str, Any]
-    inputs: tuple[str, ...]
-    code: str
+SKIPPED = "skipped"
+"""Stands for the content of a stage that was not run."""
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A stage with its state: done, partial (some parts are there), todo, or waits (an input is not done).
+    """A stage with its state: done, partial (some parts are there), todo, waits (an input is not done), or skipped.
 
-    `success` is the content of its `_SUCCESS.json` when it is done.
+    `success` is the content of its `_SUCCESS.json` when it is done. Skipped are rounds behind one that broke a rule.
     """
 
     stage: Stage
@@ -124,6 +107,10 @@ class Loop:
         planned: list[Planned] = []
         contents: dict[str, str | None] = {}
         for stage in self.stages:
+            if self._ended_before(stage, contents) is not None:
+                planned.append(Planned(stage, "skipped", None, None))
+                contents[stage.name] = SKIPPED
+                continue
             fingerprint = self.fingerprint(stage, contents)
             folder = self.folder(stage.name)
             state = stage_state(folder, fingerprint)
@@ -132,18 +119,35 @@ class Loop:
             planned.append(Planned(stage, state, fingerprint, success))
         return planned
 
+    def _ended_before(self, stage: Stage, contents: dict[str, str | None]) -> str | None:
+        """Why a stage is not run: the rounds ended before its own. None where they did not, or it is not known yet."""
+        for r in range(1, stage.round):
+            if contents.get(stage_name("evaluate", r)) in (None, SKIPPED):
+                return None
+            if (rule := broken(self.recipe.stop, self.evaluations(r))) is not None:
+                return f"round {r} was the last: {rule}"
+        return None
+
+    def evaluations(self, last: int) -> list[dict[str, Any]]:
+        """What was measured in the rounds up to `last`, of those that are done."""
+        found = (self.folder(stage_name("evaluate", r)).success() for r in range(1, last + 1))
+        return [success["extra"]["evaluate"] for success in found if success is not None]
+
     def model_folder(self, stage: Stage) -> Path:
-        """Where a merge stage writes: the last round's model is the run's `model/`."""
-        if stage.round == self.recipe.rounds:
-            return self.run.path / "model"
-        return self.folder(stage.name).path / "model"
+        """Where a merge stage writes: into the run's `model/`, or, where one of several is to be chosen, beside it."""
+        return (self.folder(stage.name).path if selects(self.recipe) else self.run.path) / "model"
+
+    def merged(self, round_number: int, branch: str = "") -> ModelSection:
+        """The model that came out of a round, by one of the branches."""
+        folder = self.model_folder(self[stage_name("merge", round_number, branch)])
+        return self.recipe.model.model_copy(update={"path": str(folder), "revision": None})
 
     def policy(self, round_number: int) -> ModelSection:
-        """The model that samples in a round, from 1: the recipe's, then the model merged in the round before."""
+        """The model that samples in a round, from 1: the recipe's, then the better one of the round before."""
         if round_number == 1:
             return self.recipe.model
-        merged = self.model_folder(self[stage_name("merge", round_number - 1)])
-        return self.recipe.model.model_copy(update={"path": str(merged), "revision": None})
+        branch = self.evaluations(round_number - 1)[-1]["winner"] if self.recipe.branches else ""
+        return self.merged(round_number - 1, branch)
 
     def execute(self, progress: Progress, until: str | None = None) -> dict[str, Any]:
         """Run every stage that is not done, in order.
@@ -183,6 +187,10 @@ class Loop:
         contents: dict[str, str | None] = {}
         for number in range(1, last + 1):
             stage = self.stages[number - 1]
+            if (reason := self._ended_before(stage, contents)) is not None:
+                progress.skip(stage.name, reason)
+                contents[stage.name] = SKIPPED
+                continue
             fingerprint = self.fingerprint(stage, contents)
             folder = self.folder(stage.name)
             if fingerprint is not None and folder.is_done(fingerprint):
@@ -229,141 +237,6 @@ def stage_state(folder: StageDir, fingerprint: str | None) -> str:
     if folder.is_done(fingerprint):
         return "done"
     return "partial" if folder.has_work(fingerprint) else "todo"
-
-
-def stage_name(verb: str, round_number: int) -> str:
-    """`train`, then `r2-train`, `r3-train`."""
-    return verb if round_number == 1 else f"r{round_number}-{verb}"
-
-
-def plan(recipe: Recipe, cache: Cache | None) -> list[Stage]:
-    """The stages of a recipe, in order. Reads the digests of files and models, computes nothing."""
-    from prefloop.inputs.identity import identity as input_identity
-    from prefloop.signals.build import function_identity
-    from prefloop.signals.build import identity as signal_identity
-
-    base = _model_settings(recipe.model, cache)
-
-    def signal_settings(section: Any) -> dict[str, Any]:
-        models = {n: base if m is None else _model_settings(m, cache) for n, m in section.models.items()}
-        return {"signal": signal_identity(section), "models": models}
-
-    stages: list[Stage] = []
-
-    def add(verb: str, round_number: int, settings: dict[str, Any], inputs: tuple[str, ...], *code: str) -> None:
-        name = stage_name(verb, round_number)
-        digest_of_code = _code(*code, "stages.py", "reading.py", "records.py")
-        stages.append(Stage(len(stages) + 1, name, verb, round_number, settings, inputs, digest_of_code))
-
-    held_out = recipe.evaluate.prompts
-    own = {"holdout": recipe.evaluate.holdout} if held_out is None else {}
-    read = ("inputs", "pairs/splits.py")
-    source = recipe.preferences or recipe.sampled.prompts
-    verb = "prompts" if recipe.preferences is None else "preferences"
-    # Preferences are kept whole, and training leaves out the rows of prompts that are measured on.
-    split_at_once = own if recipe.preferences is None else {}
-    add(verb, 1, input_identity(source, recipe.seed, cache) | split_at_once, (), *read)
-    read_again = held_out or recipe.prompts
-    settings = {} if read_again is None else input_identity(read_again, recipe.seed, cache)
-    add("heldout", 1, settings | own, (verb,), *read)
-    for r in range(1, recipe.rounds + 1):
-        policy = base if r == 1 else "the model merged in the round before"
-        merged = (stage_name("merge", r - 1),) if r > 1 else ()
-        sample, rate, pair = (stage_name(v, r) for v in ("sample", "rate", "pair"))
-        train, merge = stage_name("train", r), stage_name("merge", r)
-        boxes = ("backends", "engine")
-        training = {"train": recipe.train.model_dump(exclude=COSMETIC), "model": policy, "seed": recipe.seed}
-        if recipe.preferences is None:
-            section = recipe.sampled.sample
-            who = policy if section.model is None else _model_settings(section.model, cache)
-            sampling = {"sample": section.model_dump(exclude={"model"}), "model": who, "seed": recipe.seed}
-            chunk = {"round": r, "rounds": recipe.rounds}
-            add("sample", r, sampling | chunk, ("prompts", *merged), *boxes, "pairs/splits.py")
-            add("rate", r, signal_settings(recipe.sampled.rate), (sample,), "signals", *boxes)
-            add("pair", r, {"pair": recipe.sampled.pair.model_dump(), "seed": recipe.seed}, (rate,), "pairs")
-            add("train", r, training, (pair, *merged), "train", "engine", "pairs/splits.py")
-        else:
-            add("train", r, training | own, ("preferences",), "train", "engine", "pairs/splits.py")
-        place = "model" if r == recipe.rounds else "stage"
-        settings = {"merge": recipe.merge.model_dump(), "place": place, "model": policy}
-        add("merge", r, settings, (train, *merged), "train/adapters.py", "train/run.py", "engine")
-        signal = evaluation_signal(recipe)
-        settings = {
-            "sample": evaluation_sample(recipe).model_dump(exclude={"model"}),
-            "judge": None if signal is None else signal_settings(signal),
-            "checkers": {
-                group: {name: function_identity(path) for name, path in functions.items()}
-                for group, functions in recipe.evaluate.checkers.items()
-            },
-            "bootstrap": recipe.evaluate.bootstrap,
-            "base": base,
-            "seed": recipe.seed,
-        }
-        add("evaluate", r, settings, ("heldout", merge), "evaluate", "signals", *boxes)
-    everything = tuple(s.name for s in stages)
-    add("report", 1, {"recipe": recipe.model_dump()}, everything, "report", "manifest.py")
-    return stages
-
-
-def evaluation_sample(recipe: Recipe) -> SampleSection:
-    """Decoding of the evaluation: its own section, or the sample section's with one answer a prompt."""
-    return recipe.evaluate.sample or (recipe.sample or SampleSection()).model_copy(update={"n": 1, "model": None})
-
-
-def evaluation_signal(recipe: Recipe) -> Any:
-    """Who compares: its own judge, or the rate section's, a judge then reading pairs. None: nobody."""
-    from prefloop.signals.template import is_shipped
-
-    if recipe.evaluate.judge is not None:
-        return recipe.evaluate.judge
-    rate = recipe.rate
-    if isinstance(rate, JudgeSignalSection) and rate.mode != "pairwise":
-        # A template file is written for one mode; a shipped set has both.
-        kept = rate.template if rate.template is None or is_shipped(rate.template) else None
-        return rate.model_copy(update={"mode": "pairwise", "template": kept})
-    return rate
-
-
-def models_of(recipe: Recipe) -> list[ModelSection]:
-    """Every model section of a recipe."""
-    signals = [s for s in (recipe.rate, recipe.evaluate.judge) if s is not None]
-    others = [model for signal in signals for model in signal.models.values()]
-    if recipe.sample is not None:
-        others.append(recipe.sample.model)
-    return [recipe.model, *(model for model in others if model is not None)]
-
-
-def pinned(recipe: Recipe, commits: dict[str, str]) -> Recipe:
-    """The recipe with every hub model at its commit, where that is known ("ORG/NAME@BRANCH" -> commit)."""
-
-    def pin(section: ModelSection) -> ModelSection:
-        commit = commits.get(f"{section.path}@{section.revision or 'main'}")
-        return section if commit is None else section.model_copy(update={"revision": commit})
-
-    def pin_models(section: Any) -> Any:
-        return section and section.with_models(pin)
-
-    evaluate = recipe.evaluate.model_copy(update={"judge": pin_models(recipe.evaluate.judge)})
-    sample = recipe.sample
-    if sample is not None and sample.model is not None:
-        sample = sample.model_copy(update={"model": pin(sample.model)})
-    changed = {"model": pin(recipe.model), "sample": sample, "rate": pin_models(recipe.rate), "evaluate": evaluate}
-    return recipe.model_copy(update=changed)
-
-
-@cache_in_memory
-def _code(*boxes: str) -> str:
-    # Once a process: what is running is the code that was there when it started.
-    return code_digest(*boxes)
-
-
-def _model_settings(section: ModelSection, cache: Cache | None) -> dict[str, Any]:
-    """What of a model section changes results: the weights and how they are used, not where they run."""
-    if section.endpoint is not None:
-        return {"served": section.path, "revision": section.revision, "body": section.endpoint.extra_body}
-    template = file_digest(section.template) if Path(section.template).is_file() else section.template
-    weights = model_digest(resolve_model_path(section.path), section.revision, memo=cache)
-    return {"weights": weights, "dtype": section.dtype, "template": template}
 
 
 class _Warnings(logging.Handler):

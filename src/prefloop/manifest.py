@@ -13,6 +13,7 @@ from prefloop import __version__
 
 if TYPE_CHECKING:
     from prefloop.loop import Loop
+    from prefloop.store.rundir import RunDir
 
 PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "peft", "datasets", "safetensors", "numpy", "pyarrow")
 
@@ -44,7 +45,9 @@ def describe(loop: Loop) -> dict[str, Any]:
                 "name": p.stage.name,
                 "verb": p.stage.verb,
                 "round": p.stage.round,
+                "branch": p.stage.branch,
                 "fingerprint": p.fingerprint,
+                "skipped": p.state == "skipped",
                 "settings": p.stage.settings,
             }
             for p in loop.survey()
@@ -62,12 +65,21 @@ def _versions() -> dict[str, str]:
     return found
 
 
+def paid(run: RunDir) -> dict[str, float]:
+    """What the calls of each model with a price have cost in this run, whichever process made them, by its name."""
+    costs: dict[str, float] = {}
+    for event in run.events():
+        if event["kind"] == "usage" and event.get("cost"):
+            costs[event["model"]] = costs.get(event["model"], 0.0) + event["cost"]
+    return costs
+
+
 def summarize(loop: Loop) -> dict[str, Any]:
-    """The summary: every finished stage's counts, and the last measured round's results under `evaluate`.
+    """The summary: every finished stage's counts, and under `evaluate` the results of the round that was chosen.
 
     Paths in it are relative to the run directory.
     """
-    from prefloop.loop import stage_name
+    from prefloop.plan import selects
 
     stages: dict[str, Any] = {}
     rounds: list[dict[str, Any]] = []
@@ -85,14 +97,23 @@ def summarize(loop: Loop) -> dict[str, Any]:
         extra = success.get("extra") or {}
         if stage.verb == "train":
             stages[stage.name]["train"] = extra
+        if stage.verb == "select":
+            stages[stage.name]["chosen"] = extra
         if stage.verb == "evaluate":
             rounds.append({"round": stage.round, **extra["evaluate"]})
     summary: dict[str, Any] = {"name": loop.recipe.name, "stages": stages}
     if rounds:
-        summary["evaluate"] = {k: v for k, v in rounds[-1].items() if k != "round"}
+        # What is said of the run is said of the model that it ends with.
+        final = stages.get("select", {}).get("chosen", {}).get("round", len(rounds))
+        summary["evaluate"] = {k: v for k, v in rounds[final - 1].items() if k != "round"}
         summary["rounds"] = rounds
-    if stage_name("merge", loop.recipe.rounds) in stages:
+    last = "select" if selects(loop.recipe) else "merge"
+    if last in stages:
         summary["model"] = "model"
+    if "select" in stages:
+        summary["chosen"] = stages["select"]["chosen"]
     if "report" in stages:
         summary["report"] = "report.html"
+    if costs := paid(loop.run):
+        summary["cost"] = costs
     return summary

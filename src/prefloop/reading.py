@@ -13,7 +13,7 @@ from prefloop.store.stagedir import StageDir
 
 if TYPE_CHECKING:
     from prefloop.bench import Bench
-    from prefloop.loop import Stage
+    from prefloop.plan import Stage
 
 # No model is asked: a part is as large as memory bears easily.
 READ_ROWS = 2048

@@ -11,17 +11,34 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 
 class Message(TypedDict):
-    """One turn. `role` is system, user or assistant."""
+    """One turn. `role` is system, user, assistant or tool.
+
+    An ordinary turn has a role and a content and no other key. A turn of the assistant may have `tool_calls`, as
+    OpenAI and transformers write them, with their arguments as an object:
+    `[{"id": …, "type": "function", "function": {"name": …, "arguments": {…}}}]`; a turn of role tool, the result of
+    one, may say which with `tool_call_id` and `name`. One turn of a prompt, the first as a rule, may have `tools`: what
+    the model is offered throughout, as JSON schemas of functions.
+    """
 
     role: str
     content: str
+    tool_calls: NotRequired[list[dict[str, Any]]]
+    tool_call_id: NotRequired[str]
+    name: NotRequired[str]
+    tools: NotRequired[list[dict[str, Any]]]
+
+
+EXTRAS = ("tool_calls", "tool_call_id", "name", "tools")
+"""What an ordinary turn has not; null in Parquet then."""
+AS_JSON = ("tool_calls", "tools")
+"""Those that Parquet holds as JSON text: their shape is each tool's own."""
 
 
 class PromptRow(TypedDict):
@@ -54,8 +71,18 @@ class CandidatesRow(TypedDict):
     completions: list[Completion]
 
 
+class PartScores(TypedDict):
+    """Scores of which a row's are the mean, one per completion: those of one judge, or by one criterion."""
+
+    name: str
+    scores: list[float | None]
+
+
 class ScoredRow(TypedDict):
-    """Candidates with one score per completion; null means that the signal gave no verdict (never a tie or a loss)."""
+    """Candidates with one score per completion; null means that the signal gave no verdict (never a tie or a loss).
+
+    `parts` is there where the scores are means of others: of a panel's judges, of criteria.
+    """
 
     id: str
     prompt: list[Message]
@@ -63,6 +90,11 @@ class ScoredRow(TypedDict):
     scores: list[float | None]
     signal: str
     evidence: list[str]
+    parts: NotRequired[list[PartScores]]
+
+
+OPTIONAL = {"scored": ("parts",)}
+"""Columns that a row of a kind may be without; null in Parquet then."""
 
 
 class CallRow(TypedDict):
@@ -126,9 +158,20 @@ def content_id(*parts: Any) -> str:
     return hashlib.sha256(canonical_json(list(parts)).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
+def extras(message: Message) -> dict[str, Any]:
+    """What a message has beside its role and content; empty for an ordinary turn."""
+    return {name: message[name] for name in EXTRAS if message.get(name) is not None}  # type: ignore[literal-required]
+
+
 def prompt_id(prompt: Sequence[Message]) -> str:
-    """Id of a prompt: the hash of its roles and contents."""
-    return content_id("prompt", [[m["role"], m["content"]] for m in prompt])
+    """Id of a prompt: the hash of its roles and contents, and of tools, calls and results where it has them."""
+    return content_id("prompt", [[m["role"], m["content"], *filter(None, [extras(m)])] for m in prompt])
+
+
+def message_text(message: Message) -> str:
+    """A turn as people and judges read it: its content, and below it each tool call as JSON."""
+    calls = [canonical_json(call.get("function", call)) for call in message.get("tool_calls") or ()]
+    return "\n".join([*filter(None, [message["content"]]), *calls])
 
 
 def completion_id(prompt: str, text: str, sample_index: int) -> str:
@@ -145,7 +188,7 @@ def arrow_schema(kind: str) -> pa.Schema:
     import pyarrow as pa
 
     text, number = pa.string(), pa.float64()
-    messages = pa.list_(pa.struct([("role", text), ("content", text)]))
+    messages = pa.list_(pa.struct([(name, text) for name in ("role", "content", *EXTRAS)]))
     completions = pa.list_(
         pa.struct(
             [
@@ -167,6 +210,7 @@ def arrow_schema(kind: str) -> pa.Schema:
             ("scores", pa.list_(number)),
             ("signal", text),
             ("evidence", pa.list_(text)),
+            ("parts", pa.list_(pa.struct([("name", text), ("scores", pa.list_(number))]))),
         ],
         "calls": [
             ("id", text),

@@ -9,22 +9,22 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from prefloop.backends.base import Backend, GenerateRequest, Generation, Refusal, Sampling, freeze
-from prefloop.config import SampleSection
+from prefloop.config import TrainSection
 from prefloop.errors import PrefloopError, UsageError
 from prefloop.manifest import summarize
-from prefloop.reading import reject, rows_of, run_heldout, run_preferences, run_prompts
-from prefloop.records import CandidatesRow, Completion, PromptRow, RejectRow, completion_id
+from prefloop.measuring import run_evaluate, run_select
+from prefloop.reading import rows_of, run_heldout, run_preferences, run_prompts
+from prefloop.sampling import sample
 from prefloop.store.fingerprint import digest
 from prefloop.store.stagedir import StageDir
 
 if TYPE_CHECKING:
     from prefloop.bench import Bench, Runner
-    from prefloop.loop import Stage
+    from prefloop.plan import Stage
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def run_sample(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -
         before = index * PART_ROWS * section.n
         bench.on_batch = lambda asked, before=before: bench.progress.at(before + asked)  # type: ignore[misc]
         if index not in done:
-            kept, rejects, counts = _sample(backend, part, section, bench.recipe.seed, stage)
+            kept, rejects, counts = sample(backend, part, section, bench.recipe.seed, stage)
             if rejects and bench.recipe.sampled.prompts.on_bad_row == "stop":
                 first = rejects[0]
                 raise UsageError(
@@ -63,55 +63,14 @@ def run_sample(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -
     folder.finish(fingerprint, rows_in=len(rows))
 
 
-def _sample(
-    backend: Backend, rows: Sequence[PromptRow], section: SampleSection, seed: int, stage: Stage
-) -> tuple[list[CandidatesRow], list[RejectRow], dict[str, float]]:
-    sampling = Sampling(
-        max_new_tokens=section.max_new_tokens,
-        temperature=section.temperature,
-        top_p=section.top_p,
-        top_k=section.top_k,
-        seed=seed,
-    )
-    requests = [GenerateRequest(freeze(r["prompt"]), sampling, i) for r in rows for i in range(section.n)]
-    answers = iter(backend.answer(requests))
-    kept: list[CandidatesRow] = []
-    rejects: list[RejectRow] = []
-    counts = {"answers": 0.0, "cut_off": 0.0, "tokens": 0.0}
-    for row in rows:
-        completions: list[Completion] = []
-        for i in range(section.n):
-            answer = next(answers)
-            if isinstance(answer, Refusal):
-                refusal = answer.reason
-                continue
-            assert isinstance(answer, Generation)
-            completions.append(
-                {
-                    "id": completion_id(row["id"], answer.text, i),
-                    "text": answer.text,
-                    "token_ids": answer.token_ids,
-                    "finish_reason": answer.finish_reason,
-                    "sample_index": i,
-                }
-            )
-            counts["answers"] += 1
-            counts["cut_off"] += answer.finish_reason == "length"
-            counts["tokens"] += len(answer.token_ids)
-        if len(completions) < section.n:
-            rejects.append(reject(stage, row, refusal))
-        else:
-            kept.append({"id": row["id"], "prompt": row["prompt"], "completions": completions})
-    return kept, rejects, counts
-
-
 def run_rate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> None:
     """A score for every answer."""
-    from prefloop.signals.build import build, check
+    from prefloop.signals.build import build, check, check_noise
     from prefloop.signals.driver import rate
 
     source = bench.loop.folder(bench.loop.previous(stage))
-    section = bench.recipe.sampled.rate
+    section = bench.recipe.ways[stage.branch].rate
+    assert section is not None
     signal, needs = build(section)
     backends = bench.backends(needs)
     bench.progress.total(source.count(), "rows")
@@ -131,7 +90,8 @@ def run_rate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> 
         bench.progress.advance(len(part))
     counts = folder.counts()
     check(section, counts)
-    _say(bench, section, counts)
+    bench.say(section, counts, folder.rows())
+    check_noise(section, counts)
     folder.finish(fingerprint, rows_in=source.count())
 
 
@@ -139,8 +99,9 @@ def run_pair(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> 
     """Pairs from scored answers."""
     from prefloop.pairs.build import build_pairs
 
-    scored, sections = rows_of(bench, bench.loop.previous(stage)), bench.recipe.sampled
-    built = build_pairs(scored, sections.pair, bench.recipe.seed, source=sections.rate.type)
+    scored, way = rows_of(bench, bench.loop.previous(stage)), bench.recipe.ways[stage.branch]
+    assert way.rate is not None and way.pair is not None  # noqa: PT018
+    built = build_pairs(scored, way.pair, bench.recipe.seed, source=way.rate.type)
     if not built.pairs:
         reasons = ", ".join(f"{reason} ({n})" for reason, n in Counter(r["reason"] for r in built.rejects).items())
         raise PrefloopError(
@@ -165,9 +126,9 @@ def run_train(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) ->
     bench.quiet()
     bench.release()
     before = bench.loop.previous(stage)
-    section = bench.recipe.train
+    section = bench.recipe.ways[stage.branch].train
     if bench.recipe.preferences is not None:
-        _check_answers(bench, bench.loop.folder(before).counts())
+        _check_answers(bench, section, bench.loop.folder(before).counts())
 
     def rows() -> Iterator[Any]:
         return (row for row in rows_of(bench, before) if row["prompt_id"] not in bench.kept_out)
@@ -204,11 +165,11 @@ def run_train(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) ->
     folder.finish_files(fingerprint, extra=result)
 
 
-def _check_answers(bench: Bench, counts: dict[str, float]) -> None:
+def _check_answers(bench: Bench, section: TrainSection, counts: dict[str, float]) -> None:
     """Refuse an objective that takes none of the rows, before any of them is tokenised."""
     from prefloop.train.objectives import OBJECTIVES
 
-    objective = bench.recipe.train.objective.type
+    objective = section.objective.type
     takes = OBJECTIVES[objective].takes
     pairs, good, bad = (int(counts.get(name, 0)) for name in ("pairs", "good", "bad"))
     usable = {"answers": pairs + good, "unpaired": pairs + good + bad}.get(takes, pairs)
@@ -240,57 +201,6 @@ def run_merge(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) ->
     folder.finish_files(fingerprint, folder=out, extra=result)
 
 
-def run_evaluate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> None:
-    """The round's model against the recipe's first model on the held-out prompts, decoded alike."""
-    from prefloop.evaluate.run import evaluate
-    from prefloop.loop import evaluation_sample, evaluation_signal
-    from prefloop.signals.build import build, check
-
-    prompts: list[Any] = list(rows_of(bench, "heldout"))
-    sample = evaluation_sample(bench.recipe)
-    signal_section = evaluation_signal(bench.recipe)
-    signal, needs = (None, {}) if signal_section is None else build(signal_section)
-    folder.begin(fingerprint)
-    bench.progress.total(2 * len(prompts) * sample.n, "answers")
-    answers: list[list[CandidatesRow]] = []
-    rejects: dict[str, RejectRow] = {}
-    for before, model in zip((0, len(prompts) * sample.n), (bench.recipe.model, bench.loop.policy(stage.round + 1))):
-        bench.on_batch = lambda asked, before=before: bench.progress.at(before + asked)  # type: ignore[misc]
-        kept, refused, _ = _sample(bench.backend(model), prompts, sample, bench.recipe.seed, stage)
-        answers.append(kept)
-        rejects |= {r["id"]: r for r in refused}
-    bench.on_batch = lambda asked: None
-
-    def compared(done: int, total: int) -> None:
-        bench.progress.total(total, "comparisons")
-        bench.progress.at(done)
-
-    # A prompt that one of the two could not take is compared for neither.
-    base, aligned = ([r for r in rows if r["id"] not in rejects] for rows in answers)
-    backends = bench.backends(needs)
-    evaluated = evaluate(
-        base,
-        aligned,
-        bench.recipe.evaluate,
-        signal,
-        backends,
-        seed=bench.recipe.seed,
-        on_progress=compared,
-    )
-    if signal_section is not None:
-        check(signal_section, evaluated.comparison.counts)
-        _say(bench, signal_section, evaluated.comparison.counts)
-    rows_out = evaluated.comparison.rows
-    folder.write_part(
-        0, rows_out, "scored", rejects=list(rejects.values()), tables={"calls": ("calls", evaluated.comparison.calls)}
-    )
-    folder.finish(
-        fingerprint,
-        rows_in=(len(prompts) - len(rejects)) * sample.n + len(rejects),
-        extra={"evaluate": evaluated.summary, "counts": evaluated.comparison.counts},
-    )
-
-
 def run_report(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> None:
     """One HTML file of the run."""
     from prefloop.report.build import build_report
@@ -298,16 +208,6 @@ def run_report(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -
     folder.begin(fingerprint)
     bench.loop.run.write_summary(summarize(bench.loop))
     folder.finish_files(fingerprint, build_report(bench.loop.run.path))
-
-
-def _say(bench: Bench, section: Any, counts: dict[str, float]) -> None:
-    """Tell a judge's habits, and warn where they make its verdicts doubtful."""
-    from prefloop.signals.build import card, remark
-
-    if (line := card(section, counts)) is not None:
-        bench.progress.note(line)
-    if (warning := remark(section, counts)) is not None:
-        logger.warning(warning)
 
 
 def _parts(rows: Iterable[T], size: int = PART_ROWS) -> Iterator[list[T]]:
@@ -326,5 +226,6 @@ RUNNERS: dict[str, Runner] = {
     "train": run_train,
     "merge": run_merge,
     "evaluate": run_evaluate,
+    "select": run_select,
     "report": run_report,
 }

@@ -19,7 +19,7 @@ def run_status(path: Path) -> dict[str, Any]:
     stages = []
     for entry in manifest["stages"]:
         folder = run.stage(entry["number"], entry["name"])
-        state = stage_state(folder, entry["fingerprint"])
+        state = "skipped" if entry.get("skipped") else stage_state(folder, entry["fingerprint"])
         found: dict[str, Any] = {"number": entry["number"], "name": entry["name"], "state": state}
         success = folder.success() if state == "done" else None
         if success is not None:
@@ -35,7 +35,7 @@ def runs_in(folder: Path) -> list[dict[str, Any]]:
     found = []
     for manifest in sorted(folder.glob("*/manifest.json")):
         status = run_status(manifest.parent)
-        finished = all(s["state"] == "done" for s in status["stages"])
+        finished = all(s["state"] in ("done", "skipped") for s in status["stages"])
         state = "running" if status["process"] else "finished" if finished else "unfinished"
         found.append({"path": str(manifest.parent), "name": status["name"], "state": state})
     return found

@@ -134,7 +134,7 @@ def test_fold_system():
     [
         ([], "at least one message"),
         ([{"role": "assistant", "content": "Hi"}], "ends with the user's turn"),
-        ([{"role": "tool", "content": "{}"}], "unknown role 'tool'"),
+        ([{"role": "critic", "content": "{}"}], "unknown role 'critic'"),
     ],
 )
 def test_bad_prompts(messages, reason):

@@ -107,7 +107,7 @@ CASES: list[tuple[str, str, Row, tuple[Any, Any, Any], dict[str, int]]] = [
     (
         *("conversation", "messages", {"messages": say("a", "b", "c", "d", system="s"), "tools": None}),
         (say("a", "b", "c", system="s"), answer("d"), None),
-        {"tools": 1},
+        {},
     ),
     ("sharegpt pairs", "sharegpt_pairs", SHAREGPT | {"images": []}, (Q, A, B), {"images": 1}),
     (
@@ -278,8 +278,8 @@ BAD: list[tuple[Row, Row, str, str | None, str]] = [
     ),
     (
         SHAREGPT,
-        SHAREGPT | {"conversations": shared(("tool", "a"))},
-        *("unknown_role", "conversations[0].from", "unknown role 'tool'"),
+        SHAREGPT | {"conversations": shared(("critic", "a"))},
+        *("unknown_role", "conversations[0].from", "unknown role 'critic'"),
     ),
     (SHAREGPT, SHAREGPT | {"conversations": [{"from": "human"}]}, "missing_field", "conversations[0].value", ""),
     (SHAREGPT, SHAREGPT | {"chosen": None}, "missing_field", "chosen", "is null"),

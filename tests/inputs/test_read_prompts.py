@@ -164,6 +164,30 @@ def test_hub_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         read_prompts(section("hub:org/set"))
 
 
+def test_one_file_of_a_hub_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LIMA's set comes with a script, which the data set library refuses; its files are read as they are."""
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    file = lines(tmp_path / "train.jsonl", {"conversations": ["q1", "a1"], "source": "s"})
+    asked = []
+
+    def download(name: str, part: str, *, repo_type: str) -> str:
+        asked.append((name, part, repo_type))
+        return str(file)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert texts("hub:org/set/train.jsonl", format="lima") == ["q1"]
+    assert asked == [("org/set", "train.jsonl", "dataset")]
+
+    def refuse(*_: object, **__: object) -> str:
+        raise LocalEntryNotFoundError("not there")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    with pytest.raises(UsageError, match="cannot fetch train.jsonl: not there"):
+        texts("hub:org/set/train.jsonl", format="lima")
+
+
 def test_hub_set_in_a_folder_and_a_split_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 

@@ -226,3 +226,18 @@ def test_a_row_gives_the_same_in_any_order_and_company(rows, section, seed, rand
     assert {(r["id"], r["reason"]) for r in again.rejects} == {(r["id"], r["reason"]) for r in whole.rejects}
     alone = [pair for row in rows for pair in build_pairs([row], section, seed, "test").pairs]
     assert alone == whole.pairs
+
+
+@pytest.mark.parametrize(
+    ("judges", "kept"),
+    [([[4.0, 2.0], [6.0, 0.0]], True), ([[4.0, 2.0], [1.0, 2.0]], False), ([[4.0, 2.0], [1.0, None]], False)],
+)
+def test_a_pair_wants_enough_judges_of_a_panel(judges, kept):
+    row = scored("p", ("good", 5.0), ("bad", 1.0))
+    # What a judge says by one criterion is no verdict of its own.
+    parts = [{"name": "judge/clarity", "scores": [5.0, 1.0]}]
+    row["parts"] = parts + [{"name": f"judge{i}", "scores": scores} for i, scores in enumerate(judges)]
+    built = build(row, min_agree=2)
+    assert bool(built.pairs) is kept
+    assert [r["reason"] for r in built.rejects] == [] if kept else ["disagreement"]
+    assert build(row, min_agree=1).pairs

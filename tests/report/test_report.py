@@ -133,7 +133,7 @@ def test_no_run_is_a_usage_error(tmp_path: Path) -> None:
 def test_rounds(tmp_path: Path) -> None:
     path = write_run(tmp_path / "r", until="r2-evaluate", rounds=2)
     data = collect(RunDir.peek(path))
-    assert [r["round"] for r in data["rounds"]] == [1, 2]
+    assert [r["round"] for r in data["models"]] == [1, 2]
     assert [part["round"] for part in data["flow"]] == [1, 2]
     assert [s["name"] for s in data["flow"][0]["steps"]][-2:] == ["heldout", "evaluate"]
     loss = next(c for c in data["curves"] if c["title"] == "Loss")
@@ -229,7 +229,7 @@ def test_stages_of_an_earlier_recipe_do_not_count(tmp_path: Path) -> None:
 
     edit_manifest(path, one_round)
     data = collect(RunDir.peek(path))
-    assert data["rounds"] == []
+    assert data["models"] == []
     assert [part["round"] for part in data["flow"]] == [1]
     assert 'class="break"' not in data["curves"][0]["picture"]
 

@@ -110,7 +110,9 @@ def test_refusals_reach_the_signal_and_the_record():
     rated = rate(Asks(), [row("a", "x")], {"m": Refuser()})
     assert rated.rows[0]["scores"] == [None]
     assert rated.counts["unscored"] == 1
-    assert json.loads(rated.calls[0]["result"]) == {"kind": "refusal", "reason": "too long", "too_long": False}
+    assert json.loads(rated.calls[0]["result"]) == {
+        **{"kind": "refusal", "reason": "too long", "too_long": False, "unsupported": False}
+    }
 
 
 def failing(error):

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from prefloop.backends.base import Backend, Choice, Refusal
 from prefloop.config import FunctionSignalSection, JudgeSignalSection
 from prefloop.errors import PrefloopError, UsageError
-from prefloop.signals import template
+from prefloop.signals import rubric, template
+from prefloop.signals.base import Need
 from prefloop.signals.build import build, card, check, identity, preflight, remark
 from prefloop.signals.driver import rate
 from prefloop.signals.judge import JudgeSignal, rates
@@ -80,7 +81,9 @@ def test_pairwise_averages_both_orders():
     scores, counts, backend = judged("pairwise", ["x", "y"], lambda a, b: [first[a, b], 1 - first[a, b]])
     assert scores == pytest.approx([0.75, 0.25])
     assert sorted(backend.shown) == [("x", "y"), ("y", "x")]
-    assert rates(counts) == pytest.approx({"null_rate": 0, "label_mass": 1, "consistency": 1, "first_seat": 0.5})
+    assert rates(counts) == pytest.approx(
+        {"null_rate": 0, "label_mass": 1, "consistency": 1, "first_seat": 0.5, "tie_rate": 0}
+    )
 
 
 def test_a_score_is_the_mean_win_probability_against_the_others():
@@ -98,7 +101,7 @@ def test_a_score_is_the_mean_win_probability_against_the_others():
 
 
 @given(st.floats(0.01, 0.99))
-@settings(max_examples=200)
+@settings(max_examples=60)
 def test_a_judge_that_prefers_a_seat_sees_a_tie(bias):
     scores, counts, _ = judged("pairwise", ["x", "yy", "zzz"], lambda a, b: [bias, 1 - bias])
     # Exactly: float noise here would become preference pairs, and wins of the longer answer.
@@ -191,6 +194,7 @@ def counted(consistent, longer_wins, label_mass, cases=100):
     }
 
 
+DEFAULT = {"rubric": rubric.load(None).values(), "reply": "Reply with one digit and nothing else."}
 PAIRWISE = JudgeSignalSection(type="judge", mode="pairwise")
 
 
@@ -214,10 +218,12 @@ def test_doubtful_verdicts_are_warned_of(counts, words):
 
 
 def test_the_card_of_a_pairwise_judge():
-    assert card(PAIRWISE, counted(93, 58, 0.9)) == (
-        "the judge: both orders agree on 93% of 100 pairs, the answer shown first wins 50%, the longer answer wins 58%"
+    # Wilson's interval of 100 in 200 is 43.1 % to 56.9 %.
+    assert card(PAIRWISE, counted(93, 58, 0.9) | {"by_choose": 200, "nulls": 2}) == (
+        "the judge: 200 verdicts (200 by log-probability), 2 null, the orders agree on 93% of 100 pairs, the answer "
+        "shown first wins 50% (43% to 57%), the longer answer wins 58%"
     )
-    assert card(PAIRWISE, {"verdicts": 3, "nulls": 0, "label_mass": 3.0}) is None
+    assert card(PAIRWISE, {"verdicts": 0, "nulls": 0}) is None
     assert card(FunctionSignalSection(type="function", callable="m:f"), counted(93, 58, 0.9)) is None
 
 
@@ -241,11 +247,11 @@ def test_the_identity_follows_the_brief_prompt_too(monkeypatch):
 
 def test_build_names_models_and_templates():
     signal, needs = build(JudgeSignalSection(type="judge", mode="pairwise", model="folder"))
-    assert needs["judge"].path == "folder"
+    assert needs["judge"].model.path == "folder"
     assert signal.pairwise
     assert signal.name == f"judge-pairwise@{signal.identity['template_sha'][:8]}"
     _, needs = build(JudgeSignalSection(type="judge"))
-    assert needs == {"judge": None}
+    assert needs == {"judge": Need(None, "language")}
     _, needs = build(FunctionSignalSection(type="function", callable="operator:add"))
     assert needs == {}
 
@@ -289,7 +295,9 @@ def narrow(mode, room, *texts):
 
 
 def test_an_answer_that_does_not_fit_is_cut_and_counted():
-    whole = len(JudgeSignal("pointwise", None, 0.0).template.render(instruction="the question", answer=""))
+    whole = len(
+        JudgeSignal("pointwise", None, 0.0).template.render({"instruction": "the question", "answer": ""}, **DEFAULT)
+    )
     scores, counts, backend = narrow("pointwise", whole + 300, "x" * 1000, "short")
     assert None not in scores
     assert (counts["verdicts"], counts["nulls"], counts["shortened"], counts["brief"]) == (2, 0, 1, 0)
@@ -299,7 +307,11 @@ def test_an_answer_that_does_not_fit_is_cut_and_counted():
 
 
 def test_both_answers_of_a_pair_are_cut_at_one_length():
-    whole = len(JudgeSignal("pairwise", None, 0.0).template.render(instruction="the question", first="", second=""))
+    whole = len(
+        JudgeSignal("pairwise", None, 0.0).template.render(
+            {"instruction": "the question", "first": "", "second": ""}, **DEFAULT
+        )
+    )
     _, counts, backend = narrow("pairwise", whole + 700, "x" * 1000, "y" * 400)
     assert counts["shortened"] == counts["verdicts"] == 2
     for prompt in backend.prompts:

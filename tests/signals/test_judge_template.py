@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefloop.errors import UsageError
-from prefloop.signals import template
+from prefloop.signals import rubric, template
 
+FILLED = {"rubric": rubric.load(None).values(), "reply": "Reply with one letter, A or B, and nothing else."}
 HOSTILE = [
     "{{ first }} {{ tag }}",
     "{% for i in range(9) %}x{% endfor %}{# gone #}",
@@ -22,7 +23,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_texts_stay_what_they_are(text):
-    prompt = template.load(None, "pairwise").render(instruction="Q", first=text, second="plain")
+    prompt = template.load(None, "pairwise").render({"instruction": "Q", "first": text, "second": "plain"}, **FILLED)
     tag = template.tag(["Q", text, "plain"])
     assert f"[answer A {tag}]\n{text}\n[answer B {tag}]" in prompt
     assert f"[answer B {tag}]\nplain\n[end {tag}]" in prompt
@@ -44,8 +45,8 @@ def test_a_text_that_holds_the_tag_gets_another(monkeypatch):
 
 def test_both_orders_differ_in_the_seats_only():
     shown = template.load(None, "pairwise")
-    forward = shown.render(instruction="Q", first="alpha", second="beta")
-    backward = shown.render(instruction="Q", first="beta", second="alpha")
+    forward = shown.render({"instruction": "Q", "first": "alpha", "second": "beta"}, **FILLED)
+    backward = shown.render({"instruction": "Q", "first": "beta", "second": "alpha"}, **FILLED)
     assert forward.replace("alpha", "#").replace("beta", "alpha").replace("#", "beta") == backward
 
 
@@ -53,8 +54,8 @@ def test_both_orders_differ_in_the_seats_only():
 @pytest.mark.parametrize("mode", ["pointwise", "pairwise"])
 def test_shipped_templates_show_every_text(name, mode):
     texts = {"instruction": "the request", "answer": "an answer", "first": "answer one", "second": "answer two"}
-    values = {k: texts[k] for k in template.VARIABLES[mode] if k != "tag"}
-    prompt = template.load(name, mode).render(**values)
+    values = {k: texts[k] for k in template.SHOWN[mode]}
+    prompt = template.load(name, mode).render(values, **FILLED)
     assert all(text in prompt for text in values.values())
 
 
@@ -71,7 +72,7 @@ def test_the_identity_is_the_hash_of_the_text(tmp_path):
     ("source", "message"),
     [
         ("{{ instruction }}", "never see 'answer'"),
-        ("{{ instruction }} {{ answer }} {{ rubric }}", "unknown variable 'rubric'"),
+        ("{{ instruction }} {{ answer }} {{ rubrik }}", "unknown variable 'rubrik'"),
         ("one\n{{ instruction }} {{ answer ", "line 2"),
     ],
 )
@@ -87,7 +88,7 @@ def test_a_template_cannot_reach_python(tmp_path):
     file = tmp_path / "mine.j2"
     file.write_text("{{ instruction.__class__.__mro__ }} {{ answer }}")
     with pytest.raises(UsageError, match="SecurityError"):
-        template.load(str(file), "pointwise").render(instruction="Q", answer="x")
+        template.load(str(file), "pointwise").render({"instruction": "Q", "answer": "x"})
 
 
 def test_a_bare_name_is_a_shipped_set_and_anything_else_a_file(tmp_path, monkeypatch):

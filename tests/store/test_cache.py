@@ -181,7 +181,7 @@ def test_other_format_version_is_a_usage_error(path):
     db = sqlite3.connect(path)
     db.execute("PRAGMA user_version=99")
     db.close()
-    with pytest.raises(UsageError, match=r"format 99.*reads 1"):
+    with pytest.raises(UsageError, match=r"format 99.*up to 2"):
         Cache(path)
 
 

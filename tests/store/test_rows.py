@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -64,6 +66,25 @@ def test_lone_surrogate_becomes_its_visible_escape():
     assert found["prompt"][0]["content"] == "a\\ud800b\U0001f600"
 
 
+def test_tools_survive_and_ordinary_messages_have_no_other_key(tmp_path):
+    call = {"id": "c1", "type": "function", "function": {"name": "sum", "arguments": {"of": [1, 2], "note": None}}}
+    prompt = [
+        {"role": "user", "content": "1 + 2?", "tools": [{"type": "function", "function": {"name": "sum"}}]},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "3", "tool_call_id": "c1", "name": "sum"},
+    ]
+    rows = [{**PROMPT, "prompt": prompt}, PROMPT]
+    atomic.write_parquet(tmp_path / "r.parquet", to_table("prompts", rows, where="x"))
+    assert list(read_rows([tmp_path / "r.parquet"])) == rows
+
+
+def test_files_from_before_tools_are_read(tmp_path):
+    plain = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+    schema = pa.schema([("id", pa.string()), ("prompt", plain), ("source_id", pa.string())])
+    pq.write_table(pa.Table.from_pylist([PROMPT], schema=schema), tmp_path / "r.parquet")
+    assert list(read_rows([tmp_path / "r.parquet"])) == [PROMPT]
+
+
 @settings(deadline=None)
 @given(st.text(st.characters(exclude_categories=())))
 def test_no_text_stops_the_writing(text):
@@ -75,9 +96,12 @@ def test_no_text_stops_the_writing(text):
     ("change", "message"),
     [
         ({"promt": []}, "unknown column 'promt'; did you mean prompt"),
-        ({"prompt": [{"role": "user", "content": "x", "name": "y"}]}, r"prompt\[0\]: unknown column 'name'"),
+        (
+            {"prompt": [{"role": "user", "content": "x", "nam": "y"}]},
+            r"prompt\[0\]: unknown column 'nam'; did you mean name",
+        ),
         ({"prompt": [{"role": "user"}]}, r"prompt\[0\]: column 'content' is missing"),
-        ({"prompt": "hi"}, "prompt"),
+        ({"prompt": "hi"}, r"prompt\[0\]: must be an object, is str"),
         ({"id": 5}, "id: must be text, is int"),
     ],
 )

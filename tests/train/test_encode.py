@@ -102,7 +102,7 @@ def test_rejects_are_written_and_counted(tmp_path: Path) -> None:
     validation[0]["rejected"] = validation[0]["chosen"]
     result = run(tmp_path / "t", tiny_model_folder("llama"), rows, validation=validation)
     assert result["rejected"] == {"the chosen and the rejected answer are the same tokens": 2}
-    assert (result["pairs"], result["validation_pairs"]) == (5, 2)
+    assert (result["rows"], result["pairs"], result["validation_pairs"]) == (9, 5, 2)
     written = pq.read_table(tmp_path / "t" / "rejects.parquet").to_pylist()
     assert [r["id"] for r in written] == [rows[2]["id"], validation[0]["id"]]
 
@@ -146,9 +146,10 @@ def test_answers_are_the_chosen_ones_each_once() -> None:
     rows = several(3, 3)
     examples, rejects = encode(rows, takes="answers")
     pairs, _ = encode(rows)
-    assert not rejects
     assert [e.responses for e in examples] == [(r,) for r in dict.fromkeys(p.responses[0] for p in pairs)]
     assert len(examples) == 6, "of three answers the first two are chosen somewhere"
+    assert {r["reason"] for r in rejects} == {"the same answer to the same prompt as in an earlier row"}
+    assert {e.id for e in examples} | {r["id"] for r in rejects} == {r["id"] for r in rows}, "nothing is lost"
 
 
 def test_unpaired_answers_stand_beside_a_stranger() -> None:
@@ -217,9 +218,10 @@ def test_lists_that_cannot_be_made() -> None:
     rows[1]["score_rejected"] = -1.0
     examples, rejects = encode(rows, takes="lists")
     assert len(examples) == 1
+    assert [r["id"] for r in rejects] == [r["id"] for r in rows[:3]], "all rows of the prompt"
     assert "one answer of the prompt has two scores" in rejects[0]["reason"]
     rows[4]["weight"] = 2.0
-    assert "several weights" in encode(rows, takes="lists")[1][1]["reason"]
+    assert "several weights" in encode(rows, takes="lists")[1][3]["reason"]
     rows[2]["score_rejected"] = -1.0
     assert "the same score" in encode(rows, takes="lists")[1][0]["reason"]
     with pytest.raises(UsageError, match="do not stand together"):

@@ -20,7 +20,7 @@ from tiny_models import tiny_model_folder
 
 def predict(arch: str = "llama", rows: Any = ((60, (30, 20)),) * 8, count: int = 800, **settings: Any) -> Estimate:
     model = ModelSection(path=str(tiny_model_folder(arch)), device="cpu")
-    return estimate(model, TrainSection(**settings), rows, count)
+    return estimate(model, TrainSection(**{"validation_share": 0.0, **settings}), rows, count)
 
 
 @pytest.mark.parametrize("rows", [[(100, (50, 60))] * 4, [(300, (50, 60))] * 4, [(40, (50,))] * 4, [(400, (40,) * 5)]])
@@ -101,6 +101,34 @@ def test_time_goes_with_the_rows() -> None:
     assert long.total_seconds[1] == pytest.approx(2 * short.total_seconds[1])
     assert short.step_seconds[0] < short.step_seconds[1] < short.step_seconds[2]
     assert predict(objective="sft").reference_seconds == (0.0, 0.0, 0.0)
+    assert short.validation_seconds == (0.0, 0.0, 0.0)
+
+
+def test_validation_is_one_pass_before_and_one_after_each_epoch() -> None:
+    without, held = predict(count=800), predict(count=800, validation_share=0.2, epochs=3)
+    assert held.step_seconds == without.step_seconds
+    assert held.reference_seconds[1] == pytest.approx(without.reference_seconds[1] * 1000 / 800)
+    assert held.validation_seconds[1] == pytest.approx(4 * without.reference_seconds[1] * 200 / 800)
+    assert held.total_seconds[1] == pytest.approx(
+        300 * held.step_seconds[1] + held.reference_seconds[1] + held.validation_seconds[1]
+    )
+
+
+@pytest.mark.parametrize(("lora", "more"), [(None, 4 / 3), (LoraSection(), 3 / 2)])
+def test_recomputation_takes_the_layers_forward_once_more(lora: LoraSection | None, more: float) -> None:
+    """Weights of the trunk dominate here: three passes become four, with an adapter two become three."""
+    rows = [(60, (2, 2))] * 8
+    plain, again = (predict(rows=rows, lora=lora, gradient_checkpointing=on).step_seconds[1] for on in (False, True))
+    assert again / plain == pytest.approx(more, rel=0.06)
+
+
+def test_ktos_drift_is_a_forward_pass_with_another_answer() -> None:
+    rows = [(60, (30, 30))] * 8
+    alone, drifting = predict(rows=[(60, (30,))] * 8, objective="sft"), predict(rows=rows, objective="kto")
+    scored = predict(rows=[(60, (30,))] * 8, objective="dpo").reference_seconds[1] / 800
+    assert drifting.step_seconds[1] == pytest.approx(alone.step_seconds[1] + 8 * scored)
+    assert drifting.reference_seconds[1] == pytest.approx(2 * 800 * scored), "the stranger has a reference, too"
+    assert drifting.activations == alone.activations
 
 
 def test_unknown_rows_are_the_longest_there_may_be() -> None:

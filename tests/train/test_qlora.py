@@ -33,6 +33,8 @@ def test_a_quantised_base_is_trained_upon(tmp_path: Path) -> None:
     assert records[0]["loss"] == pytest.approx(math.log(2), abs=1e-3), "the reference is quantised too"
     assert records[-1]["rewards/margins"] > records[0]["rewards/margins"]
     assert result["reference"]["weights"] == "nf4"
+    plain = load_model(ModelSection(path=str(model), device="cpu"))
+    assert result["parameters"] == plain.num_parameters() + result["trainable_parameters"]
     assert all(value.dtype == torch.float32 for value in weights(tmp_path / "t").values())
     merge(ModelSection(path=str(model), device="cpu"), tmp_path / "t", tmp_path / "merged", MergeSection())
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")

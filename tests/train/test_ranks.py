@@ -14,6 +14,7 @@ from training_runs import make_rows, run, weights
 from prefloop.config import LaunchSection, LoraSection
 from prefloop.errors import Interrupted, PrefloopError, UsageError
 from prefloop.train import checkpoints
+from prefloop.train.launch import configuration, processes, shares_weights
 from prefloop.train.meter import SPEEDS
 from tiny_models import tiny_model_folder
 
@@ -25,6 +26,7 @@ GROUP = LaunchSection(config="cpu", processes=2)
     [
         ("dpo", True),
         pytest.param("kto", False, marks=pytest.mark.slow),
+        pytest.param("bco", True, marks=pytest.mark.slow),  # its shift is the mean over both processes
         pytest.param("sft", True, marks=pytest.mark.slow),
     ],
 )
@@ -54,6 +56,23 @@ def test_two_processes_train_as_one(objective: str, lora: bool, tmp_path: Path) 
     assert max(float((first[k] - second[k]).abs().max()) for k in first) < 1e-5
     start = {k: torch.zeros_like(v) for k, v in first.items() if "lora_B" in k}
     assert not start or any(not torch.equal(first[k], start[k]) for k in start), "something was learnt"
+
+
+def test_a_finished_training_starts_no_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process finished what the group would: their fingerprint is the same."""
+    settings: dict[str, Any] = {"rows": make_rows(4), "lora": False}
+    one = run(tmp_path / "t", tiny_model_folder("llama"), **settings)
+    monkeypatch.setattr("prefloop.train.run.launch", lambda *_, **__: pytest.fail("a group was started"))
+    assert run(tmp_path / "t", tiny_model_folder("llama"), launch=GROUP, **settings) == one
+
+
+def test_shipped_groups_take_a_free_port_and_say_how_they_hold_the_weights() -> None:
+    found = {name: LaunchSection(config=name) for name in ("ddp", "fsdp2", "zero3", "cpu")}
+    assert {name: shares_weights(section) for name, section in found.items()} == {
+        "ddp": False, "fsdp2": True, "zero3": True, "cpu": False
+    }  # fmt: skip
+    assert [processes(found[name]) for name in ("ddp", "cpu")] == [8, 2]
+    assert all(configuration(found[name])["main_process_port"] == 0 for name in ("ddp", "fsdp2", "zero3"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])

@@ -19,7 +19,17 @@ def records(
 ) -> list[dict[str, Any]]:
     """`lost` and `rejected`: nats that the two answers have lost."""
     rewards = {"rewards/chosen": -BETA * lost, "rewards/rejected": -BETA * rejected}
-    return [{"kind": kind, "step": i, **rewards, "logps/chosen": logps} for i in range(count)]
+    return [{"kind": kind, "step": i, **rewards, "logps/chosen": logps, "logps/rejected": logps} for i in range(count)]
+
+
+def falling(chosen: float, rejected: float) -> list[dict[str, Any]]:
+    """Records of an objective without a reference: log-probabilities that lose so many nats in all."""
+    shares = [0.0] * WINDOW + [i / WINDOW for i in range(WINDOW)] + [1.0] * WINDOW
+    rewards = {"rewards/chosen": 0.0, "rewards/rejected": 0.0}
+    return [
+        {"kind": "train", "step": i, **rewards, "logps/chosen": -20 - s * chosen, "logps/rejected": -20 - s * rejected}
+        for i, s in enumerate(shares)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -42,12 +52,33 @@ def test_answers_that_become_unlikely(given: Any, said: int, caplog: pytest.LogC
     assert caplog.text.count("become unlikely") == said
 
 
-def test_a_training_too_hot_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    rows = make_rows(16)
-    run(tmp_path / "calm", tiny_model_folder("llama"), rows, epochs=4, learning_rate=1e-5)
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (falling(20.0, 40.0), 1),
+        (falling(3.0, 40.0), 0),
+        (falling(20.0, -1.0), 0),
+        (falling(-5.0, 40.0), 0),
+    ],
+)
+def test_without_a_reference_they_are_compared_with_the_start(
+    given: Any, said: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    watch = Watch(None)
+    for record in given:
+        watch(record)
+    assert caplog.text.count("become unlikely") == said
+
+
+@pytest.mark.parametrize("objective", ["dpo", "simpo", "cpo", "orpo", "plackett_luce"])
+def test_a_training_too_hot_is_told(objective: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows, settings = make_rows(16), {"objective": {"type": objective}}
+    if objective == "cpo":
+        settings["objective"]["nll_weight"] = 0.0
+    run(tmp_path / "calm", tiny_model_folder("llama"), rows, epochs=4, learning_rate=1e-5, **settings)
     assert "become unlikely" not in caplog.text
-    run(tmp_path / "hot", tiny_model_folder("llama"), rows, epochs=16, learning_rate=0.05, lora=False)
-    assert caplog.text.count("become unlikely") == 1
+    run(tmp_path / "hot", tiny_model_folder("llama"), rows, epochs=16, learning_rate=0.05, lora=False, **settings)
+    assert caplog.text.count("become unlikely") == (objective != "orpo"), "ORPO's likelihood term holds them"
 
 
 def test_cut_off_answers_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -7,19 +7,24 @@ changes its result except the model, which is the backend's `identity`; the two 
 
 A backend plans before it runs. `plan` cuts *all* requests into batches, and `run` computes one batch or the part of
 it that is not cached. Batches are cached whole, in one transaction, so a run that was killed and started again forms
-the same batches and gets bit-equal results. tests/backends/test_cached.py guards this.
+the same batches and gets bit-equal results. tests/backends/test_cached.py guards this. Results that do not depend on
+each other, such as a server's, are cached as they come in: see `Backend.arrivals`.
 
 This module imports no torch.
 """
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
-from prefloop.records import Message
+from prefloop.records import Message, canonical_json, extras
+
+Frozen = tuple[tuple[str, ...], ...]
+"""Messages as a hashable tuple of (role, content), with a third text, JSON, for a turn with tools; see `freeze`."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class GenerateRequest:
     """One sample. n answers are n requests that differ in `sample_index`, so raising n computes only the new ones."""
 
     verb: ClassVar[str] = "generate"
-    messages: tuple[tuple[str, str], ...]
+    messages: Frozen
     sampling: Sampling
     sample_index: int = 0
     schema: str | None = None
@@ -66,7 +71,7 @@ class ChooseRequest:
     """Log-probabilities of a few label texts as the next words of the assistant's turn."""
 
     verb: ClassVar[str] = "choose"
-    messages: tuple[tuple[str, str], ...]
+    messages: Frozen
     labels: tuple[str, ...]
 
 
@@ -83,7 +88,7 @@ class RewardRequest:
     """What a reward model says of the last turn of a conversation."""
 
     verb: ClassVar[str] = "reward"
-    messages: tuple[tuple[str, str], ...]
+    messages: Frozen
 
 
 Request = GenerateRequest | ScoreRequest | ChooseRequest | PairScoreRequest | RewardRequest
@@ -91,10 +96,13 @@ Request = GenerateRequest | ScoreRequest | ChooseRequest | PairScoreRequest | Re
 
 @dataclass(frozen=True)
 class Generation:
-    """An answer: text, the sampler's ids without the end-of-turn token, "stop" or "length", the prompt's length."""
+    """An answer: text, the sampler's ids without the end-of-turn token, "stop" or "length", the prompt's length.
+
+    The ids are None where a server gives text alone; the prompt's length is 0 where it does not tell it.
+    """
 
     text: str
-    token_ids: list[int]
+    token_ids: list[int] | None
     finish_reason: str
     prompt_tokens: int
 
@@ -169,14 +177,32 @@ RESULT_TYPES: dict[str, type[Generation] | type[Score] | type[Choice] | type[Log
 }
 
 
-def freeze(messages: Sequence[Message]) -> tuple[tuple[str, str], ...]:
-    """Messages as a hashable tuple of (role, content)."""
-    return tuple((m["role"], m["content"]) for m in messages)
+@dataclass(frozen=True)
+class Arrival:
+    """A result as it comes in.
+
+    Attributes:
+        index: of the request that it answers.
+        call: where a server was asked, what was sent and what came back, word for word: `path`, `request` (the JSON
+            body) and `response` (text). Holds no key.
+    """
+
+    index: int
+    result: Result
+    call: dict[str, Any] | None = None
 
 
-def thaw(messages: Sequence[tuple[str, str]]) -> list[Message]:
+def freeze(messages: Sequence[Message]) -> Frozen:
+    """Messages as a hashable tuple of (role, content), or (role, content, JSON of `records.extras`)."""
+    return tuple((m["role"], m["content"], *(canonical_json(e) for e in filter(None, [extras(m)]))) for m in messages)
+
+
+def thaw(messages: Frozen) -> list[Message]:
     """The inverse of `freeze`."""
-    return [{"role": role, "content": content} for role, content in messages]
+    return [
+        {"role": role, "content": content, **(json.loads(more[0]) if more else {})}  # type: ignore[typeddict-item]
+        for role, content, *more in messages
+    ]
 
 
 def request_json(request: Request) -> dict[str, Any]:
@@ -210,6 +236,8 @@ class Backend(ABC):
     """What it runs on, in words; None where that is a server's business."""
     batch_size: int = 64
     """Sequences in one forward pass; changes no answer beyond rounding."""
+    earlier_cost: float = 0.0
+    """What the run has paid for this model before it was opened; counts where there is a limit."""
 
     @abstractmethod
     def plan(self, requests: Sequence[Request]) -> list[list[int]]:
@@ -218,6 +246,19 @@ class Backend(ABC):
     @abstractmethod
     def run(self, requests: Sequence[Request]) -> list[Result]:
         """Compute one batch, results in the order of the requests. All requests are of one verb."""
+
+    def arrivals(self, requests: Sequence[Request]) -> Iterator[list[Arrival]]:
+        """As `run`, in the groups in which results come in; a group is stored as a whole or not at all.
+
+        One group here: rounding makes the results of a batch depend on each other. Where they are independent, a
+        backend gives each one as soon as it is there.
+        """
+        yield [Arrival(i, result) for i, result in enumerate(self.run(requests))]
+
+    def spent(self) -> dict[str, float]:
+        """What a server counted since this was last asked: `prompt_tokens`, `generated_tokens` and, where it has a
+        price, `cost`. Empty for a model in this process."""
+        return {}
 
     def answer(self, requests: Sequence[Request]) -> list[Result]:
         """Plan and run everything, uncached, results in the order of the requests."""

@@ -1,21 +1,25 @@
 """A backend that remembers: what a model once answered is not computed again.
 
 All requests are planned, cached ones included; then batches that are cached whole are skipped, and the missing ones
-of the others are computed. A batch is stored in one transaction. So a run that was killed and started again forms
-the batches it would have formed, and gets bit-equal results although rounding depends on a batch's composition
-(tests/backends/test_cached.py).
+of the others are computed. What comes in together is stored in one transaction: a whole batch of a model in this
+process, so that a run that was killed and started again forms the batches it would have formed, and gets bit-equal
+results although rounding depends on a batch's composition (tests/backends/test_cached.py); each answer of a server by
+itself.
 
 This module imports no torch.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from typing import Any
 
 from prefloop.backends.base import (
     RESULT_TYPES,
+    Arrival,
     Backend,
     Generation,
     Refusal,
@@ -37,7 +41,7 @@ class CachedBackend(Backend):
     Args:
         inner: the backend that computes.
         cache: None computes everything (equal requests of one call once all the same).
-        on_batch: called after each batch with how many of the call's requests are answered so far.
+        on_batch: called whenever results are there with how many of the call's requests are answered so far.
 
     Attributes:
         usage: what was asked and done since the start. asked = cached + computed + refused + detail["duplicates"].
@@ -56,25 +60,51 @@ class CachedBackend(Backend):
         return self.inner.plan(requests)
 
     def run(self, requests: Sequence[Request]) -> list[Result]:
-        """One batch: read what is cached, compute the rest, store it in one transaction."""
+        """One batch: read what is cached, compute the rest, store it."""
+        results = {arrival.index: arrival.result for group in self.arrivals(requests) for arrival in group}
+        return [results[i] for i in range(len(requests))]
+
+    def arrivals(self, requests: Sequence[Request]) -> Iterator[list[Arrival]]:
+        """One batch: what is cached, then what the inner backend gives, each group stored before it is handed on.
+
+        Every group is one transaction. So of a server's answers a killed process loses none that came in
+        (tests/backends/test_http.py), and of a batch whose results depend on each other all or none.
+        """
         keys = [self.key(r) for r in requests]
+        places: dict[str, list[int]] = {}
+        for i, key in enumerate(keys):
+            places.setdefault(key, []).append(i)
         known = {} if self.cache is None else self.cache.get_many(keys)
-        results: dict[str, Result] = {}
-        missing: dict[str, Request] = {}
-        for key, request in zip(keys, requests, strict=True):
-            if key in known:
-                results[key] = RESULT_TYPES[request.verb](**known[key])
-            else:
-                missing[key] = request
-        computed = dict(zip(missing, self.inner.run(list(missing.values())), strict=True)) if missing else {}
-        if self.cache is not None:
+        found = {key: _from_json(requests[places[key][0]], value) for key, value in known.items()}
+        if found:
+            self.usage.cached += len(found)
+            yield self._hand_on(places, found)
+        missing = [key for key in places if key not in found]
+        if not missing:
+            return
+        for group in self.inner.arrivals([requests[places[key][0]] for key in missing]):
+            arrived = {missing[a.index]: a for a in group}
             # A refusal is never stored: it may be gone with the next version, and it is cheap to find again.
-            store = {key: asdict(result) for key, result in computed.items() if not isinstance(result, Refusal)}
-            if store:
-                self.cache.put_many(requests[0].verb, store, model=self.name)
-        self._count(requests, keys, results, computed)
-        results.update(computed)
-        return [results[key] for key in keys]
+            kept = {key: a for key, a in arrived.items() if not isinstance(a.result, Refusal)}
+            if self.cache is not None and kept:
+                self.cache.put_many(
+                    requests[0].verb,
+                    {key: _to_json(a.result) for key, a in kept.items()},
+                    model=self.name,
+                    calls={key: a.call for key, a in kept.items() if a.call is not None},
+                )
+            usage = self.usage
+            usage.computed += len(kept)
+            usage.refused += len(arrived) - len(kept)
+            answers = [a.result for a in kept.values() if isinstance(a.result, Generation)]
+            usage.generated_tokens += sum(len(answer.token_ids or ()) for answer in answers)
+            yield self._hand_on(places, {key: a.result for key, a in arrived.items()})
+
+    def _hand_on(self, places: dict[str, list[int]], results: dict[str, Result]) -> list[Arrival]:
+        group = [Arrival(i, result) for key, result in results.items() for i in places[key]]
+        self.usage.asked += len(group)
+        self._count_duplicates(len(group) - len(results))
+        return group
 
     def answer(self, requests: Sequence[Request]) -> list[Result]:
         """Everything, results in the order of the requests; equal requests are computed once."""
@@ -84,32 +114,35 @@ class CachedBackend(Backend):
         done = 0
         for batch in self.plan(unique):
             some = [unique[i] for i in batch]
-            results.update(zip(some, self.run(some), strict=True))
-            done += sum(copies[r] for r in some)
-            if self.on_batch is not None:
-                self.on_batch(done)
+            for group in self.arrivals(some):
+                results.update((some[a.index], a.result) for a in group)
+                done += sum(copies[some[a.index]] for a in group)
+                if self.on_batch is not None:
+                    self.on_batch(done)
         extra = len(requests) - len(unique)
-        if extra:
-            self.usage.asked += extra
-            self._count_duplicates(extra)
+        self.usage.asked += extra
+        self._count_duplicates(extra)
         return [results[r] for r in requests]
+
+    def spent(self) -> dict[str, float]:
+        return self.inner.spent()
 
     def close(self) -> None:
         """Close the inner backend. The cache belongs to whoever opened it."""
         self.inner.close()
 
-    def _count(
-        self, requests: Sequence[Request], keys: Sequence[str], cached: dict[str, Result], computed: dict[str, Result]
-    ) -> None:
-        usage = self.usage
-        refused = sum(isinstance(result, Refusal) for result in computed.values())
-        usage.asked += len(requests)
-        usage.cached += len(cached)
-        usage.computed += len(computed) - refused
-        usage.refused += refused
-        usage.generated_tokens += sum(len(r.token_ids) for r in computed.values() if isinstance(r, Generation))
-        self._count_duplicates(len(keys) - len(set(keys)))
-
     def _count_duplicates(self, extra: int) -> None:
         if extra:
             self.usage.detail["duplicates"] = self.usage.detail.get("duplicates", 0) + extra
+
+
+def _to_json(result: Result) -> dict[str, Any]:
+    """JSON has no infinities; a label that is not among a server's most probable words has log-probability -inf."""
+    lists = {k: ["-inf" if x == -math.inf else x for x in v] for k, v in asdict(result).items() if isinstance(v, list)}
+    return asdict(result) | lists
+
+
+def _from_json(request: Request, value: dict[str, Any]) -> Result:
+    """The inverse of `_to_json`."""
+    lists = {k: [-math.inf if x == "-inf" else x for x in v] for k, v in value.items() if isinstance(v, list)}
+    return RESULT_TYPES[request.verb](**(value | lists))

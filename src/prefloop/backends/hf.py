@@ -16,6 +16,7 @@ from prefloop.backends.base import (
     Backend,
     Choice,
     ChooseRequest,
+    Frozen,
     GenerateRequest,
     Generation,
     Refusal,
@@ -40,7 +41,6 @@ from prefloop.records import Message, prompt_id
 from prefloop.store import fingerprint
 
 T = TypeVar("T")
-Messages = tuple[tuple[str, str], ...]
 
 
 class HfBackend(Backend):
@@ -146,7 +146,7 @@ class HfBackend(Backend):
 
     def _generate(self, requests: Sequence[GenerateRequest]) -> list[Result]:
         results: list[Result | None] = [None] * len(requests)
-        prompts: dict[Messages, list[int] | Refusal] = {}
+        prompts: dict[Frozen, list[int] | Refusal] = {}
         groups: dict[Sampling, list[int]] = {}
         for i, r in enumerate(requests):
             if r.schema is not None:
@@ -256,7 +256,7 @@ class HfBackend(Backend):
             pad_id=self._pad_id,
         )
 
-    def _prompt(self, messages: Messages) -> list[int] | Refusal:
+    def _prompt(self, messages: Frozen) -> list[int] | Refusal:
         try:
             return encode_prompt(self.tokenizer, thaw(messages))
         except PromptError as error:
@@ -291,7 +291,7 @@ class HfBackend(Backend):
         return device
 
 
-def _stream(messages: Messages, sampling: Sampling, sample_index: int) -> decode.Stream:
+def _stream(messages: Frozen, sampling: Sampling, sample_index: int) -> decode.Stream:
     return decode.Stream(sampling.seed, prompt_id(thaw(messages)), sample_index)
 
 
@@ -307,7 +307,7 @@ def _plan_key(request: Request) -> tuple[Any, ...]:
         return (request.verb, (), -len(request.prompt_ids), request.prompt_ids, -length, request.completion_ids)
     if not isinstance(request, ChooseRequest | GenerateRequest):
         raise ValueError(f"a language model does not answer {request.verb}")
-    length = sum(len(content) for _, content in request.messages)
+    length = sum(sum(map(len, message[1:])) for message in request.messages)
     if isinstance(request, ChooseRequest):
         return (request.verb, (), -length, request.messages, 0, request.labels)
     s = request.sampling

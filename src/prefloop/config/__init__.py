@@ -6,6 +6,7 @@ Unknown keys are errors. Field descriptions are the one place where a setting is
 
 from prefloop.config.base import Section
 from prefloop.config.data import PairSection, PreferencesSection, PromptsSection, SampleSection
+from prefloop.config.harness import HarnessSection
 from prefloop.config.load import load_recipe, parse_recipe, recipe_folder, recipe_path, shipped_recipes
 from prefloop.config.models import EndpointSection, ModelSection
 from prefloop.config.objectives import (
@@ -19,7 +20,7 @@ from prefloop.config.objectives import (
     SftObjectiveSection,
     SimpoObjectiveSection,
 )
-from prefloop.config.recipe import EvaluateSection, Recipe, Sampled
+from prefloop.config.recipe import BranchSection, EvaluateSection, Recipe, Sampled, StopSection, Way
 from prefloop.config.signals import (
     FunctionSignalSection,
     HumanSignalSection,
@@ -33,11 +34,13 @@ from prefloop.config.training import COSMETIC, LaunchSection, LoraSection, Merge
 __all__ = [
     "COSMETIC",
     "AnchoredObjectiveSection",
+    "BranchSection",
     "CpoObjectiveSection",
     "DpoObjectiveSection",
     "EndpointSection",
     "EvaluateSection",
     "FunctionSignalSection",
+    "HarnessSection",
     "HumanSignalSection",
     "JudgeSignalSection",
     "KtoObjectiveSection",
@@ -60,7 +63,9 @@ __all__ = [
     "SftObjectiveSection",
     "SignalSection",
     "SimpoObjectiveSection",
+    "StopSection",
     "TrainSection",
+    "Way",
     "load_recipe",
     "parse_recipe",
     "recipe_folder",

@@ -37,7 +37,18 @@ class PreferencesSection(Section):
         "of demonstrations."
     )
     format: Literal[
-        "auto", "preference", "unpaired", "completion", "messages", "sharegpt", "sharegpt_pairs", "pku", "lima"
+        "auto",
+        "preference",
+        "unpaired",
+        "completion",
+        "messages",
+        "sharegpt",
+        "sharegpt_pairs",
+        "pku",
+        "lima",
+        "votes",
+        "ratings",
+        "argilla",
     ] = Field("auto", description="What the columns mean (docs/inputs.md); auto goes by those of the first row.")
     ignore_columns: list[str] | Literal["all"] = Field(
         default_factory=list, description="Columns known to be there and not to be read."
@@ -75,6 +86,9 @@ class PairSection(Section):
         "all_pairs: every two answers; adjacent: neighbours in score.",
     )
     min_gap: float = Field(0.0, ge=0, description="Least score gap of a pair; equal scores never make a pair.")
+    min_agree: int | None = Field(
+        None, gt=0, description="Keep a pair only when this many judges of a panel prefer its chosen answer."
+    )
     max_length_ratio: float | None = Field(
         None, gt=1, description="Drop pairs whose answers' lengths in characters differ by more than this factor."
     )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from prefloop.config.base import Section
 
@@ -21,10 +22,29 @@ class EndpointSection(Section):
     retries: int = Field(6, ge=0, description="Further tries of a call that met a full or faulty server.")
     price_input: float | None = Field(None, ge=0, description="Price of a million prompt tokens.")
     price_output: float | None = Field(None, ge=0, description="Price of a million generated tokens.")
-    max_cost: float | None = Field(None, gt=0, description="The run stops before it costs more than this.")
-    extra_body: dict[str, Any] = Field(
-        default_factory=dict, description="Further fields of every request, such as reasoning_effort."
+    max_cost: float | None = Field(
+        None, gt=0, description="The run stops before this model's calls cost more than this; needs both prices."
     )
+    extra_body: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Further fields of every request, such as reasoning_effort; null leaves one of ours out.",
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _is_an_address(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("must be an address such as http://localhost:8000/v1")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise ValueError("holds more than an address; a key goes into an environment variable (key_variable)")
+        return url.rstrip("/")
+
+    @model_validator(mode="after")
+    def _limit_has_prices(self) -> Self:
+        if self.max_cost is not None and (self.price_input is None or self.price_output is None):
+            raise ValueError("max_cost needs price_input and price_output")
+        return self
 
 
 class ModelSection(Section):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field, model_validator
 
 from prefloop.config.base import Section, path_shorthand
 from prefloop.config.data import PairSection, PreferencesSection, PromptsSection, SampleSection
+from prefloop.config.harness import HarnessSection
 from prefloop.config.models import ModelSection
 from prefloop.config.signals import SignalSection
 from prefloop.config.training import MergeSection, TrainSection
@@ -26,9 +27,18 @@ class EvaluateSection(Section):
         description="Who compares; without it a pairwise judge by the rate section's judge, else its signal. A recipe "
         "with neither measures no win rate.",
     )
+    also: list[SignalSection] = Field(
+        default_factory=list, description="Further signals that compare the same answers; agreement is measured."
+    )
+    unmerged: bool = Field(
+        False, description="Measure trained adapters as they are too, beside the models they were merged into."
+    )
     checkers: dict[str, dict[str, str]] = Field(
         default_factory=dict,
         description="Group -> name -> `module:name` of functions that give a rate for one answer, 0..1 or None.",
+    )
+    harness: HarnessSection | None = Field(
+        None, description="Ability by lm-eval, base against aligned; without it none is measured."
     )
     bootstrap: int = Field(10_000, ge=100, description="Resamples of the prompts for each 95 % interval.")
     side_by_side: int = Field(20, ge=0, description="Answers of both models shown in the report.")
@@ -45,13 +55,38 @@ class EvaluateSection(Section):
         return self
 
 
+class BranchSection(Section):
+    """One of several ways that start from the same answers. What it does not say is as the recipe says."""
+
+    rate: SignalSection | None = None
+    pair: PairSection | None = None
+    train: TrainSection = TrainSection()
+
+
+class StopSection(Section):
+    """When rounds end early. The run's model is then the one before the round that broke a rule."""
+
+    win_rate_falls: bool = Field(
+        True, description="The win rate against the first model is below the interval of the round before."
+    )
+    length_growth: float | None = Field(
+        0.3, gt=0, description="Answers are longer than the first model's by more than this share."
+    )
+
+
 class Sampled(NamedTuple):
-    """The sections of a recipe that samples and rates answers."""
+    """The sections of a recipe that samples answers."""
 
     prompts: PromptsSection
     sample: SampleSection
-    rate: SignalSection
-    pair: PairSection
+
+
+class Way(NamedTuple):
+    """How answers are rated and paired and the policy is trained: the recipe's own sections, or a branch's."""
+
+    rate: SignalSection | None
+    pair: PairSection | None
+    train: TrainSection
 
 
 class Recipe(Section):
@@ -63,10 +98,16 @@ class Recipe(Section):
     preferences: PreferencesSection | None = None
     seed: int = Field(0, description="Of sampling, random pairing and training.")
     rounds: int = Field(1, gt=0, description="The merged model samples again, on prompts not used before.")
+    stop: StopSection | None = Field(StopSection(), description="When rounds end early; null: never.")
     sample: SampleSection | None = None
     rate: SignalSection | None = None
     pair: PairSection | None = None
     train: TrainSection = TrainSection()
+    branches: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], BranchSection] = Field(
+        default_factory=dict,
+        description="Name -> rate, pair and train sections, or the settings in which they differ from the recipe's. "
+        "All learn from the same answers and are measured together; the better model goes on to the next round.",
+    )
     merge: MergeSection = MergeSection()
     evaluate: EvaluateSection = EvaluateSection()
 
@@ -74,8 +115,13 @@ class Recipe(Section):
     @classmethod
     def _paths(cls, data: Any) -> Any:
         data = path_shorthand(data, "model", "prompts", "preferences")
-        if isinstance(data, dict) and data.get("preferences") is None:
+        if not isinstance(data, dict):
+            return data
+        if data.get("preferences") is None:
             data = data | {name: data.get(name) or {} for name in ("sample", "pair")}
+        if isinstance(branches := data.get("branches"), dict):
+            own = {name: data.get(name) for name in BranchSection.model_fields}
+            data = data | {"branches": {name: _over(own, branch or {}) for name, branch in branches.items()}}
         return data
 
     @model_validator(mode="after")
@@ -94,13 +140,22 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _one_way(self) -> Recipe:
         if self.preferences is None:
-            if self.prompts is None and self.rate is None:
+            rated = all(way.rate is not None for way in self.ways.values())
+            if self.prompts is None and not rated:
                 raise ValueError(
                     "nothing says where preferences come from: set prompts and rate (answers are sampled and rated), "
                     "or preferences (a file of them is trained on)"
                 )
-            if missing := [name for name in ("prompts", "rate") if getattr(self, name) is None]:
-                raise ValueError(f"{missing[0]} is missing; it must be set in the recipe or as {missing[0]}=…")
+            if self.prompts is None or not rated:
+                missing = "prompts" if self.prompts is None else "rate"
+                raise ValueError(f"{missing} is missing; it must be set in the recipe or as {missing}=…")
+            for way in self.ways.values():
+                panel = getattr(way.rate, "panel", None) or ()
+                if way.pair is not None and (way.pair.min_agree or 0) > len(panel):
+                    raise ValueError(
+                        f"pair.min_agree is {way.pair.min_agree} and there are {len(panel)} judges: set rate.panel to "
+                        "as many models, or take it out"
+                    )
             if self.sample is not None and self.sample.n < 2:
                 raise ValueError("sample.n is 1: a pair needs two answers to a prompt; set sample.n=2 or more")
             if self.sample is not None and self.sample.temperature == 0:
@@ -118,7 +173,22 @@ class Recipe(Section):
 
     @property
     def sampled(self) -> Sampled:
-        """How answers are sampled, rated and paired, of a recipe that does so and has no preferences."""
+        """How answers are sampled, of a recipe that does so and has no preferences."""
         assert self.prompts is not None and self.sample is not None  # noqa: PT018
-        assert self.rate is not None and self.pair is not None  # noqa: PT018
-        return Sampled(self.prompts, self.sample, self.rate, self.pair)
+        return Sampled(self.prompts, self.sample)
+
+    @property
+    def ways(self) -> dict[str, Way]:
+        """The branches by name; a recipe without any has one, without a name."""
+        if not self.branches:
+            return {"": Way(self.rate, self.pair, self.train)}
+        return {name: Way(branch.rate, branch.pair, branch.train) for name, branch in self.branches.items()}
+
+
+def _over(below: Any, above: Any) -> Any:
+    """`above` laid over `below`, key by key; a section of another type replaces the one below it."""
+    if not isinstance(below, dict) or not isinstance(above, dict):
+        return above
+    if "type" in above and above["type"] != below.get("type"):
+        return above
+    return below | {key: _over(below.get(key), value) for key, value in above.items()}

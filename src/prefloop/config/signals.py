@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from prefloop.config.base import Section, path_shorthand
 from prefloop.config.models import ModelSection
@@ -19,6 +19,10 @@ class _SignalSection(Section):
 
     def with_models(self, change: Callable[[ModelSection], ModelSection]) -> Self:
         """The same section with its models changed."""
+        return self
+
+    def comparing(self) -> Self:
+        """The same signal as an evaluation asks it: where it can give a win probability, that is its score."""
         return self
 
 
@@ -52,18 +56,45 @@ class FunctionSignalSection(_SignalSection):
 
 
 class JudgeSignalSection(_OneModelSection):
-    """Scores from a language model that reads the answers."""
+    """Scores from a language model that reads the answers, or from a panel of several."""
 
     name: ClassVar[str] = "judge"
     type: Literal["judge"]
-    mode: Literal["pointwise", "pairwise"] = Field(
+    mode: Literal["pointwise", "pairwise", "listwise", "ranking"] = Field(
         "pointwise",
-        description="pointwise: expected rating 1..5, one call an answer; pairwise: mean win probability against the "
-        "other answers, every pair in both orders.",
+        description="pointwise: expected rating, one call an answer; pairwise: mean win probability against the other "
+        "answers, every pair in both orders; listwise: a rating for each of all answers in one reply; ranking: all "
+        "answers put in order by one reply.",
     )
     model: ModelSection | None = Field(None, description="The judge; without it the recipe's first model judges.")
+    panel: tuple[ModelSection, ...] | None = Field(
+        None,
+        min_length=2,
+        description="Several judges in place of one: a score is the mean of theirs, and their agreement is told.",
+    )
     template: str | None = Field(
         None, description="The judge's prompt: a Jinja file, or a shipped set (`default`, `sandbox`)."
+    )
+    rubric: str | None = Field(
+        None,
+        description="Criteria and scale: a YAML file, or a shipped one (`default`, `helpfulness`, `harmlessness`).",
+    )
+    by_criterion: bool = Field(
+        False, description="A verdict by each criterion of the rubric; a score is their weighted mean, all are kept."
+    )
+    references: str | None = Field(
+        None, description="File of right answers to compare with: rows of `prompt` and `reference` (JSONL, CSV, …)."
+    )
+    verdict: Literal["auto", "choose", "json", "text"] = Field(
+        "auto",
+        description="How the judge says it: choose (by the labels' probabilities), json (held to a schema), text "
+        "(reasons, then the verdict); auto takes the first that its backend can serve.",
+    )
+    samples: int = Field(1, gt=0, description="Written replies to one question, whose mean counts; json and text.")
+    temperature: float = Field(0.0, ge=0, description="Of written replies; more than one sample needs more than 0.")
+    max_new_tokens: int = Field(512, gt=0, description="Of a written reply with its reasons.")
+    orders: int = Field(
+        2, ge=2, description="In how many shuffled orders a list is shown (listwise and ranking); the mean counts."
     )
     min_label_mass: float = Field(
         0.0,
@@ -72,6 +103,43 @@ class JudgeSignalSection(_OneModelSection):
         description="A verdict is null when the judge gives all labels together less probability than this.",
     )
     max_null_share: float = Field(0.05, ge=0, le=1, description="Stop when more verdicts than this share are null.")
+    force: bool = Field(
+        False,
+        description="Train on the scores although the orders disagree too often, or the longer answer always wins.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _panel_paths(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(panel := data.get("panel"), list | tuple):
+            return {**data, "panel": [{"path": m} if isinstance(m, str) else m for m in panel]}
+        return data
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        if self.panel is not None and self.model is not None:
+            raise ValueError("model and panel exclude each other: put the model into the panel, or take one out")
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError("samples at temperature 0 are all the same; set temperature above 0, or samples=1")
+        if self.verdict == "choose" and (self.samples > 1 or self.mode in ("listwise", "ranking")):
+            what = "samples" if self.samples > 1 else f"mode {self.mode}"
+            raise ValueError(f"{what} needs written verdicts: set verdict to auto, json or text")
+        return self
+
+    @property
+    def models(self) -> dict[str, ModelSection | None]:
+        """As of others; a panel's judges are called judge, judge2, judge3, …"""
+        if self.panel is None:
+            return super().models
+        return {self.name if i == 1 else f"{self.name}{i}": model for i, model in enumerate(self.panel, 1)}
+
+    def with_models(self, change: Callable[[ModelSection], ModelSection]) -> Self:
+        if self.panel is None:
+            return super().with_models(change)
+        return self.model_copy(update={"panel": tuple(change(model) for model in self.panel)})
+
+
+EMBEDDED_PAIRRM = "sandbox:pairrm"
 
 
 class PairRmSignalSection(_OneModelSection):
@@ -80,8 +148,25 @@ class PairRmSignalSection(_OneModelSection):
     name: ClassVar[str] = "pairrm"
     type: Literal["pairrm"]
     model: ModelSection = Field(
-        ModelSection(path="llm-blender/PairRM"), description="A PairRM checkpoint in either of its formats."
+        ModelSection(path="llm-blender/PairRM"),
+        description="A PairRM checkpoint in either of its formats: hub id, folder, or `sandbox` for the embedded one.",
     )
+
+    score: Literal["logit", "win"] = Field(
+        "logit",
+        description="logit: mean over the row's answers of the difference of both orders' logits; win: mean "
+        "probability of winning against another answer, 0..1. An evaluation always takes win.",
+    )
+
+    @field_validator("model", mode="after")
+    @classmethod
+    def _its_own_sandbox(cls, model: ModelSection) -> ModelSection:
+        if model.endpoint is not None:
+            raise ValueError("endpoint: a PairRM is loaded here, not asked of a server; take it out")
+        return model.model_copy(update={"path": EMBEDDED_PAIRRM}) if model.path == "sandbox" else model
+
+    def comparing(self) -> Self:
+        return self.model_copy(update={"score": "win"})
 
 
 class RewardModelSignalSection(_OneModelSection):
@@ -89,17 +174,31 @@ class RewardModelSignalSection(_OneModelSection):
 
     name: ClassVar[str] = "reward"
     type: Literal["reward_model"]
-    model: ModelSection = Field(description="A sequence-classification checkpoint.")
+    model: ModelSection = Field(
+        description="A sequence-classification checkpoint. `template: auto` is its own chat template; an encoder "
+        "without one is given the prompt and the answer as a pair of texts, any other model the plain form."
+    )
     head: str | None = Field(
         None, description="Which of several outputs is the score, by its label or number; needed where there are more."
     )
 
+    @field_validator("head", mode="before")
+    @classmethod
+    def _head_number(cls, head: Any) -> Any:
+        return str(head) if isinstance(head, int) and not isinstance(head, bool) else head
+
+    @model_validator(mode="after")
+    def _loaded_here(self) -> RewardModelSignalSection:
+        if self.model.endpoint is not None:
+            raise ValueError("model.endpoint: a reward model is loaded here, not asked of a server; take it out")
+        return self
+
 
 class HumanSignalSection(_SignalSection):
-    """Votes and ratings of people, from a file."""
+    """Votes and ratings of people on these very answers, from a file (docs/human.md)."""
 
     type: Literal["human"]
-    path: str = Field(description="CSV or JSONL file of votes, or Argilla's ranking records.")
+    path: str = Field(description="JSONL, JSON, CSV or Parquet file of votes, ratings or Argilla's ranking records.")
 
 
 SignalSection = Annotated[

@@ -42,6 +42,10 @@ class TrainSection(Section):
         DpoObjectiveSection(), description="What is learned from the rows; see the objective sections."
     )
     lora: LoraSection | None = LoraSection()
+    reference: Literal["previous", "first"] = Field(
+        "previous",
+        description="In rounds after the first: what the policy is held to, the model it starts from or the recipe's.",
+    )
     epochs: float = Field(1.0, gt=0, description="Passes over the pairs.")
     batch_size: int = Field(8, gt=0, description="Pairs in one optimiser step.")
     micro_batch_size: int | None = Field(

@@ -28,16 +28,19 @@ LOAD_ERRORS = (OSError, ValueError, ImportError, SafetensorError)
 _WHAT_TO_GIVE = "give a hub id, or the folder of a model with config.json and *.safetensors, or of a LoRA adapter"
 
 
+# Package data by their places: importing the sandbox box from here would turn the import direction round.
+EMBEDDED = {SANDBOX: "weights", f"{SANDBOX}:pairrm": "pairrm"}
+
+
 def resolve_model_path(path: str) -> str:
-    """What to load for a section's `path`: `sandbox` becomes the folder of the embedded model, the rest stays.
+    """What to load for a section's `path`: the names of embedded models become their folders, the rest stays.
 
     Raises:
         UsageError: the installation lacks the embedded model.
     """
-    if path != SANDBOX:
+    if path not in EMBEDDED:
         return path
-    # Package data by its place: importing the sandbox box from here would turn the import direction round.
-    folder = importlib.resources.files("prefloop").joinpath("sandbox", "weights", "v1")
+    folder = importlib.resources.files("prefloop").joinpath("sandbox", EMBEDDED[path], "v1")
     if not folder.joinpath("config.json").is_file():
         raise UsageError("the embedded model is not installed", where=str(folder), fix="install prefloop from a wheel")
     return str(folder)
@@ -254,13 +257,16 @@ def free() -> None:
 
 
 def quiet() -> None:
-    """Keep transformers' own bars, and its remarks on its own code, out of what people look at."""
+    """Keep transformers' own bars, and what libraries say of their own code, out of what people look at."""
+    import logging
     import warnings
 
-    from transformers.utils import logging
+    from transformers.utils.logging import disable_progress_bar
 
-    logging.disable_progress_bar()
+    disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    # peft imports bitsandbytes with every adapter, and that misses a faster kernel for 4 bits on a CPU.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def load_fix(error: BaseException, name: str) -> str | None:

@@ -9,6 +9,9 @@ Text never makes control tokens. `<|im_end|>` in a user's message or in an answe
 only the template and `end_of_turn` put control tokens in. (Control tokens are those that the tokenizer marks as
 special. Marks such as `<think>`, which tokenizers add without that flag, stay what they are.)
 
+Tools, calls and results go through the model's own template, which must know them: what it leaves out is refused. An
+answer that calls tools is what the template writes behind the prompt, up to the end of turn.
+
 Templates that print today's date are given one fixed day (`engine/templates.py`).
 
 This module imports neither torch nor transformers at the top.
@@ -19,21 +22,21 @@ from __future__ import annotations
 import functools
 import logging
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 from prefloop.config import ModelSection
 from prefloop.engine.load import LOAD_ERRORS, adapter_base, load_fix, resolve_model_path
 from prefloop.engine.templates import TEMPLATE_DATE, choose_template, fix_date
 from prefloop.errors import UsageError
-from prefloop.records import Message
+from prefloop.records import Message, extras
 
 logger = logging.getLogger(__name__)
 
 VERSION = 1
 """Goes into the cache key: raise it when the same messages and template would give other ids."""
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
 
 
 class PromptError(UsageError):
@@ -85,12 +88,26 @@ def encode_prompt(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
             "a prompt ends with the user's turn" if messages else "a prompt has at least one message",
             fix="leave the assistant's last message out of the prompt",
         )
-    pattern = _special_pattern(tokenizer)
-    injected = sorted({mark for message in messages for mark in pattern.findall(message["content"])})
-    if injected:
-        ids = _encode_with_marks_as_text(tokenizer, messages, injected)
-    else:
-        ids = _ids(tokenizer, render(tokenizer, messages), marks_as_text=False)
+    return _encode(tokenizer, messages, answered=False)
+
+
+def encode_conversation(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+    """Ids of a conversation with its last answer and whatever the template puts behind it, as a reward model reads it.
+
+    Otherwise as `encode_prompt`.
+
+    Raises:
+        PromptError: these messages do not fit the template, or do not end with an answer.
+        UsageError: the template begins with BOS twice.
+    """
+    if not messages or messages[-1]["role"] != "assistant":
+        raise PromptError("a conversation to be rated ends with the assistant's turn")
+    return _encode(tokenizer, messages, answered=True)
+
+
+def _encode(tokenizer: Any, messages: Sequence[Message], *, answered: bool) -> list[int]:
+    swapped, stand_ins = _without_marks(tokenizer, messages)
+    ids = _rendered_ids(tokenizer, render(tokenizer, swapped, answered=answered), stand_ins)
     bos = tokenizer.bos_token_id
     if bos is not None and _adds_bos(tokenizer) and ids[:1] != [bos]:
         ids = [bos, *ids]
@@ -108,6 +125,24 @@ def encode_completion(tokenizer: Any, text: str, end_of_turn: int | None) -> lis
     """Ids of an answer's text, followed by `end_of_turn` unless it is None (an answer that was cut off)."""
     ids = _ids(tokenizer, text, marks_as_text=True)
     return ids if end_of_turn is None else [*ids, end_of_turn]
+
+
+def encode_call(tokenizer: Any, prompt: Sequence[Message], answer: Message, end_of_turn: int) -> list[int]:
+    """Ids of an answer that calls tools, behind those of its prompt, `end_of_turn` included.
+
+    Raises:
+        PromptError: the template leaves calls out, writes the prompt otherwise when an answer follows it, or ends a
+            call otherwise than any answer.
+    """
+    swapped, stand_ins = _without_marks(tokenizer, [*prompt, answer])
+    before = render(tokenizer, swapped[:-1])
+    whole = render(tokenizer, swapped, answered=True)
+    if not whole.startswith(before):
+        raise PromptError("the chat template writes the prompt otherwise when a tool call follows it")
+    ids = _rendered_ids(tokenizer, whole[len(before) :], stand_ins)
+    if end_of_turn not in ids:
+        raise PromptError("the chat template does not end a tool call as it ends an answer")
+    return ids[: ids.index(end_of_turn) + 1]
 
 
 def end_of_turn_ids(tokenizer: Any, generation_config: Any = None) -> tuple[int, ...]:
@@ -139,29 +174,45 @@ def end_of_turn_ids(tokenizer: Any, generation_config: Any = None) -> tuple[int,
     return tuple(dict.fromkeys(found))
 
 
-def render(tokenizer: Any, messages: Sequence[Message]) -> str:
+def render(tokenizer: Any, messages: Sequence[Message], *, answered: bool = False) -> str:
     """The text that the template makes, generation prompt included.
 
     One rule for templates that have no system role (they raise, or leave the message out): the system message goes
     in front of the first user message, with an empty line between.
+
+    Args:
+        answered: the last message is the answer, so no generation prompt follows.
+
+    Raises:
+        PromptError: the template refuses these messages, or would leave out something of theirs.
     """
     for message in messages:
         if message["role"] not in ROLES:
             raise PromptError(f"unknown role {message['role']!r}", fix=f"roles are {', '.join(ROLES)}")
+    needed = {name for message in messages for name in extras(message) if name in ("tools", "tool_calls")}
+    if needed:
+        lost = sorted(needed - _tools_written(tokenizer, tokenizer.chat_template))
+        if lost:
+            raise PromptError(
+                f"the chat template leaves out {' and '.join(lost)}, which these messages have",
+                fix="take a model whose template knows tools, or set `template` to a file that does",
+            )
     if any(m["role"] == "system" for m in messages) and not _takes_system(tokenizer, tokenizer.chat_template):
         messages = fold_system(messages)
-    return _apply_template(tokenizer, messages, add_generation_prompt=True)
+    return _apply_template(tokenizer, messages, add_generation_prompt=not answered)
 
 
 def fold_system(messages: Sequence[Message]) -> list[Message]:
     """System messages moved into the first user message that follows them."""
     folded: list[Message] = []
-    waiting: list[str] = []
+    waiting: list[Message] = []
     for message in messages:
         if message["role"] == "system":
-            waiting.append(message["content"])
+            waiting.append(message)
         elif message["role"] == "user" and waiting:
-            folded.append({"role": "user", "content": "\n\n".join([*waiting, message["content"]])})
+            texts = [m["content"] for m in (*waiting, message)]
+            offered = {name: value for m in (*waiting, message) for name, value in extras(m).items()}
+            folded.append(cast(Message, {"role": "user", "content": "\n\n".join(texts), **offered}))
             waiting = []
         else:
             folded.append(message)
@@ -175,10 +226,12 @@ def _apply_template(tokenizer: Any, messages: Sequence[Message], *, add_generati
 
     own: str = tokenizer.chat_template
     template = fix_date(own)
+    tools = next((m["tools"] for m in messages if "tools" in m), None)
     try:
         return str(
             tokenizer.apply_chat_template(
-                [dict(m) for m in messages],
+                [{name: value for name, value in m.items() if name != "tools"} for m in messages],
+                tools=tools,
                 chat_template=template,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
@@ -187,7 +240,7 @@ def _apply_template(tokenizer: Any, messages: Sequence[Message], *, add_generati
     except jinja2.TemplateSyntaxError as error:
         line = error.lineno - (template.count("\n") - own.count("\n"))
         raise UsageError(f"the chat template has an error in line {line}: {error.message}") from error
-    except jinja2.TemplateError as error:
+    except (jinja2.TemplateError, TypeError) as error:  # TypeError: it writes as JSON what is not there
         roles = ", ".join(m["role"] for m in messages)
         raise PromptError(f"the chat template refuses a conversation of {roles}: {error}") from error
 
@@ -201,6 +254,38 @@ def _takes_system(tokenizer: Any, template: str) -> bool:
         return mark in _apply_template(tokenizer, turns, add_generation_prompt=True)
     except PromptError:
         return False
+
+
+@functools.lru_cache(maxsize=32)
+def _tools_written(tokenizer: Any, template: str) -> frozenset[str]:
+    """Which of `tools` and `tool_calls` (with their results) come out of the template."""
+    schema = {"name": "probe_tool", "description": "probe text", "parameters": {"type": "object", "properties": {}}}
+    call = {"name": "probe_call", "arguments": {"probe_key": "probe value"}}
+    asked: list[Message] = [{"role": "user", "content": "a question"}]
+    told: list[Message] = [
+        *asked,
+        # Mistral's templates want ids of nine letters and digits.
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"id": "probe0001", "type": "function", "function": call}],
+        },
+        {"role": "tool", "content": "probe result", "tool_call_id": "probe0001", "name": "probe_call"},
+    ]
+    offered: list[Message] = [{**asked[0], "tools": [{"type": "function", "function": schema}]}]
+    probes = {
+        "tools": (offered, ("probe_tool", "probe text")),
+        "tool_calls": (told, ("probe_call", "probe_key", "probe value", "probe result")),
+    }
+    written = set()
+    for name, (messages, marks) in probes.items():
+        try:
+            text = _apply_template(tokenizer, messages, add_generation_prompt=True)
+        except PromptError:
+            continue
+        if all(mark in text for mark in marks):
+            written.add(name)
+    return frozenset(written)
 
 
 @functools.lru_cache(maxsize=32)
@@ -225,24 +310,55 @@ def _ids(tokenizer: Any, text: str, *, marks_as_text: bool) -> list[int]:
     return [int(i) for i in encoded["input_ids"]]
 
 
-def _encode_with_marks_as_text(tokenizer: Any, messages: Sequence[Message], injected: Sequence[str]) -> list[int]:
-    """`encode_prompt` for messages that contain control tokens' text.
+def _without_marks(tokenizer: Any, messages: Sequence[Message]) -> tuple[Sequence[Message], dict[str, str]]:
+    """The messages with each control token's text swapped for a private-use character, and which stands for which.
 
-    Each such text is swapped for a private-use character before the template runs. What then looks like a control
-    token in the result is the template's; the stretches between are encoded with the texts put back, as plain text.
-    A tokenizer cuts at control tokens anyway, so the stretches come out as they would in one piece.
+    Done before the template runs, so what then looks like a control token in the result is the template's.
     """
-    everything = "".join(message["content"] for message in messages)
+    pattern = _special_pattern(tokenizer)
+    texts = [text for message in messages for text in _texts({"": message["content"], **extras(message)})]
+    injected = sorted({mark for text in texts for mark in pattern.findall(text)})
+    if not injected:
+        return messages, {}
+    everything = "".join(texts)
     free = (chr(code) for code in range(0xF0000, 0xFFFFE) if chr(code) not in everything)
     stand_ins = dict(zip(injected, free, strict=False))
-    pattern = _special_pattern(tokenizer)
-    swapped: list[Message] = [
-        {"role": m["role"], "content": pattern.sub(lambda match: stand_ins[match.group()], m["content"])}
-        for m in messages
-    ]
+
+    def swap(text: str) -> str:
+        return pattern.sub(lambda match: stand_ins[match.group()], text)
+
+    return [_mapped(message, swap) for message in messages], stand_ins
+
+
+def _texts(value: Any) -> list[str]:
+    """All texts in a nest of lists and objects, keys included."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, Mapping):
+        return [text for key, other in value.items() for text in (key, *_texts(other))]
+    return [text for other in value for text in _texts(other)] if isinstance(value, list) else []
+
+
+def _mapped(value: Any, change: Callable[[str], str]) -> Any:
+    """The same nest with every text changed."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {change(key): _mapped(other, change) for key, other in value.items()}
+    return [_mapped(other, change) for other in value] if isinstance(value, list) else value
+
+
+def _rendered_ids(tokenizer: Any, rendered: str, stand_ins: Mapping[str, str]) -> list[int]:
+    """Ids of what the template made of `_without_marks`.
+
+    The stretches between the template's control tokens are encoded with the texts put back, as plain text. A tokenizer
+    cuts at control tokens anyway, so the stretches come out as they would in one piece.
+    """
+    if not stand_ins:
+        return _ids(tokenizer, rendered, marks_as_text=False)
     ids: list[int] = []
-    rendered, position = render(tokenizer, swapped), 0
-    for match in [*pattern.finditer(rendered), None]:
+    position = 0
+    for match in [*_special_pattern(tokenizer).finditer(rendered), None]:
         stretch = rendered[position : match.start() if match else len(rendered)]
         for text, stand_in in stand_ins.items():
             stretch = stretch.replace(stand_in, text)

@@ -1,9 +1,15 @@
-"""Intervals: a percentile bootstrap over prompts, and Wilson's for shares."""
+"""Intervals and tests over prompts: a bootstrap, Wilson's for shares, sign flips, Holm's correction.
+
+The bootstrap's interval is the expanded percentile interval (Hesterberg, The American Statistician 69, 2015, section
+5.3): its percentiles are those of a t distribution, so that few prompts do not make it too narrow. The plain percentile
+interval of a mean covers 91 % at ten prompts where this one covers 95 % (docs/evaluation.md has the table,
+tests/evaluate/test_coverage.py measures it).
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 # Resampled values held at once (8 bytes each, twice): memory stays near 64 MB whatever the number of prompts.
@@ -15,6 +21,11 @@ FEW = 30
 
 # Standard normal quantile of a two-sided 95 % interval.
 Z95 = 1.959963984540054
+
+# What a test's probability must stay below for a difference to be called one.
+SIGNIFICANT = 0.05
+
+Array = Any
 
 
 class Interval(NamedTuple):
@@ -30,10 +41,10 @@ class Interval(NamedTuple):
 
 
 def bootstrap_mean(values: Sequence[float], resamples: int = 10_000, seed: int = 0) -> Interval:
-    """Mean with its percentile bootstrap interval (Efron 1979), 95 %.
+    """Mean with its bootstrap interval (expanded percentiles, see above), 95 %.
 
     The values are resampled whole, so each must be one independent unit: one prompt. Values that are all equal give
-    an interval without width; few prompts give one that is too narrow.
+    an interval without width.
 
     Args:
         values: [n], at least one.
@@ -45,14 +56,60 @@ def bootstrap_mean(values: Sequence[float], resamples: int = 10_000, seed: int =
     data_N = np.asarray(values, dtype=np.float64)
     if data_N.ndim != 1 or len(data_N) == 0:
         raise ValueError(f"need a flat list of at least one value, got shape {data_N.shape}")
+    return bootstrap_means(data_N[:, None], lambda means_RC: means_RC[:, 0], resamples, seed)
+
+
+def bootstrap_means(
+    values_NC: Array, statistic: Callable[[Array], Array], resamples: int = 10_000, seed: int = 0
+) -> Interval:
+    """A function of means with its bootstrap interval (expanded percentiles), 95 %. Rows are resampled whole.
+
+    Args:
+        values_NC: [n, c]: row i holds what was measured on prompt i.
+        statistic: means [r, c] -> [r]; may give NaN where it is not defined. Such resamples are left out.
+        resamples, seed: as for `bootstrap_mean`.
+
+    Returns:
+        NaN in all three places where the statistic is not defined on the values themselves.
+    """
+    import numpy as np
+
+    data_NC = np.asarray(values_NC, dtype=np.float64)
+    if data_NC.ndim != 2 or len(data_NC) == 0:
+        raise ValueError(f"need a table of at least one row, got shape {data_NC.shape}")
+    n = len(data_NC)
+    value = float(statistic(data_NC.mean(axis=0)[None])[0])
+    if math.isnan(value):
+        return Interval(value, value, value)
     rng = np.random.default_rng(seed)
-    step = max(1, CHUNK // len(data_N))
-    means = [
-        data_N[rng.integers(0, len(data_N), size=(min(step, resamples - start), len(data_N)))].mean(axis=1)
-        for start in range(0, resamples, step)
-    ]
-    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
-    return Interval(float(data_N.mean()), float(low), float(high))
+    step = max(1, CHUNK // data_NC.size)
+    found = np.concatenate(
+        [
+            statistic(data_NC[rng.integers(0, n, size=(min(step, resamples - start), n))].mean(axis=1))
+            for start in range(0, resamples, step)
+        ]
+    )
+    low, high = expanded_percentiles(found, n)
+    # A mean of equal values may differ from its resamples in the last place.
+    return Interval(value, min(low, value), max(high, value))
+
+
+def expanded_percentiles(found: Sequence[float] | Array, n: int) -> tuple[float, float]:
+    """The ends of a 95 % interval among resampled figures of n independent units; NaN are left out."""
+    import numpy as np
+
+    tail = 100 * _tail(n)
+    low, high = np.nanpercentile(found, [tail, 100 - tail])
+    return float(low), float(high)
+
+
+def _tail(n: int) -> float:
+    """The share of the resamples beyond each end: Phi(-sqrt(n / (n - 1)) t), with t of n - 1 degrees of freedom."""
+    from scipy import stats
+
+    if n == 1:
+        return 0.0
+    return float(stats.norm.cdf(-math.sqrt(n / (n - 1)) * stats.t.ppf(0.975, n - 1)))
 
 
 def paired_difference(
@@ -64,6 +121,57 @@ def paired_difference(
         base, aligned: [n] each, value i of both from prompt i.
     """
     return bootstrap_mean([b - a for a, b in zip(base, aligned, strict=True)], resamples, seed)
+
+
+def randomisation_test(differences: Sequence[float], flips: int = 10_000, seed: int = 0) -> float:
+    """Two-sided probability of a mean difference at least as large if the two sides were exchangeable (Fisher 1935).
+
+    The sign of each difference is flipped at random. The observed signs count as one of the draws, so the probability
+    is (k + 1) / (flips + 1) and never 0 (Phipson and Smyth 2010).
+
+    Args:
+        differences: [n], one per independent unit (prompt), at least one.
+        flips: how many random flips of all signs.
+        seed: the same seed gives the same probability.
+    """
+    import numpy as np
+
+    data_N = np.asarray(differences, dtype=np.float64)
+    if data_N.ndim != 1 or len(data_N) == 0:
+        raise ValueError(f"need a flat list of at least one value, got shape {data_N.shape}")
+    rng = np.random.default_rng(seed)
+    # Sums that are equal but for rounding are ties, and ties count as at least as large.
+    observed = abs(data_N.sum()) - 1e-9 * np.abs(data_N).sum()
+    step = max(1, CHUNK // len(data_N))
+    extreme = 0
+    for start in range(0, flips, step):
+        signs_RN = np.where(rng.random((min(step, flips - start), len(data_N))) < 0.5, -1.0, 1.0)
+        extreme += int((np.abs(signs_RN @ data_N) >= observed).sum())
+    return (extreme + 1) / (flips + 1)
+
+
+def holm(probabilities: Sequence[float]) -> list[float]:
+    """Probabilities adjusted for their number (Holm 1979): the chance of any false one stays below the level.
+
+    Args:
+        probabilities: [n], in any order; the result is in the same order.
+    """
+    n = len(probabilities)
+    adjusted = [0.0] * n
+    worst = 0.0
+    for rank, place in enumerate(sorted(range(n), key=lambda i: probabilities[i])):
+        worst = max(worst, min(1.0, (n - rank) * probabilities[place]))
+        adjusted[place] = worst
+    return adjusted
+
+
+def standard_error(values: Sequence[float]) -> float | None:
+    """Of the mean, from the spread of the values (ddof 1); None of a single one."""
+    n = len(values)
+    if n < 2:
+        return None
+    mean = math.fsum(values) / n
+    return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n)
 
 
 def says_nothing(figure: Mapping[str, Any]) -> bool:

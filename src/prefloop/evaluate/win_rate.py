@@ -34,7 +34,7 @@ def summarize(preferences: Sequence[float | str | None]) -> dict[str, float | No
     Raises:
         UsageError: a preference is a text that is no number.
     """
-    values = [_preference(p, i) for i, p in enumerate(preferences)]
+    values = [preference(p, i) for i, p in enumerate(preferences)]
     counted = [p - 1 for p in values if p is not None]
     n = len(counted)
     wins, losses = sum(p > 0.5 for p in counted), sum(p < 0.5 for p in counted)
@@ -55,15 +55,19 @@ def summarize(preferences: Sequence[float | str | None]) -> dict[str, float | No
     }
 
 
-def _preference(preference: float | str | None, index: int) -> float | None:
-    """One preference in 1..2, or None where it does not count."""
-    if preference is None:
+def preference(given: float | str | None, index: int) -> float | None:
+    """One preference of AlpacaEval's in 1..2, or None where it does not count; 0 is a tie (1.5), text is read.
+
+    Raises:
+        UsageError: a text that is no number; names the `index`.
+    """
+    if given is None:
         return None
     try:
-        value = float(preference)
+        value = float(given)
     except ValueError:
         raise UsageError(
-            f"{preference!r} is no number", where=f"preference {index}", fix="use 1 to 2, 0 for a tie, or null"
+            f"{given!r} is no number", where=f"preference {index}", fix="use 1 to 2, 0 for a tie, or null"
         ) from None
     if value == 0:
         return 1.5
@@ -134,7 +138,7 @@ def compare(
     asked = iter(scored)
     judged = [_tie(row, signal) if equal else next(asked) for row, equal in zip(rows, same, strict=True)]
     preferences = [
-        0.5 if equal else _probability(row, signal.pairwise) for row, equal in zip(judged, same, strict=True)
+        0.5 if equal else probability(row, signal.pairwise) for row, equal in zip(judged, same, strict=True)
     ]
     summary = _summary(judged, preferences, counts, resamples, seed)
     summary["identical"] = sum(same)
@@ -170,7 +174,8 @@ def _tie(row: CandidatesRow, signal: Signal) -> ScoredRow:
     }
 
 
-def _probability(row: ScoredRow, pairwise: bool) -> float | None:
+def probability(row: ScoredRow, pairwise: bool) -> float | None:
+    """P(the aligned answer is better), 0..1, by the scores of [base, aligned]; None without a verdict."""
     base, aligned = row["scores"]
     if base is None or aligned is None:
         return None

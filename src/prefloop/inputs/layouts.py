@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from prefloop.inputs import votes
 from prefloop.inputs.lima import lima_prompt
 from prefloop.inputs.messages import Fault, messages_of, order_faults, text_fault
 from prefloop.records import Message, PreferenceRow
@@ -41,6 +42,7 @@ class Layout:
         reads: its columns, beside `id` and `numbers`; the first is where a prompt stands.
         leaves: columns that its files are known to have and that are not read.
         own: a format of ours, or one in which our names are used: any other column is an error.
+        ballot: what a row of votes means, where several make a preference; `parse` gets what is counted from them.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Layout:
     leaves: tuple[str, ...] = ()
     numbers: tuple[str, ...] = NUMBERS
     own: bool = False
+    ballot: votes.Parse | None = None
 
 
 # ------------------------------------------------------------------------------------------------------------- pairs
@@ -58,7 +61,8 @@ def _preference(value: Mapping[str, Any]) -> Answers:
     """`chosen` and `rejected`, texts or messages of the assistant, behind `prompt`.
 
     One of the two may be null: a good or a bad answer that stands alone. Without `prompt` both hold the whole
-    conversation, as older data sets do; what they share up to the last common turn of the user is the prompt then.
+    conversation, as older data sets do; what they share up to the last common turn that is not the assistant's is
+    the prompt then.
     """
     row = Answers()
     texts, sides = {}, {}
@@ -141,7 +145,7 @@ def _split_shared(row: Answers, sides: dict[str, list[Message]], texts: dict[str
     same = next((i for i, (a, b) in enumerate(zip(chosen, rejected)) if a != b), min(len(chosen), len(rejected)))
     # The last turn is an answer even where both are equal.
     same = min(same, len(chosen) - 1, len(rejected) - 1)
-    while same and chosen[same - 1]["role"] != "user":
+    while same and chosen[same - 1]["role"] not in ("user", "tool"):
         same -= 1
     if not same:
         row.faults += missing
@@ -241,7 +245,7 @@ def _unpaired(value: Mapping[str, Any]) -> Answers:
 
 # ------------------------------------------------------------------------------------------- lists of conversations
 
-_ROLES = {"human": "user", "gpt": "assistant"}
+_ROLES = {"human": "user", "gpt": "assistant", "function_call": "assistant", "observation": "tool"}
 
 
 def _sharegpt_turns(value: Any, at: str) -> tuple[list[Message], list[Fault]]:
@@ -249,7 +253,7 @@ def _sharegpt_turns(value: Any, at: str) -> tuple[list[Message], list[Fault]]:
     if isinstance(value, list):
         value = [_renamed(turn) if isinstance(turn, dict) and "role" not in turn else turn for turn in value]
     turns, faults = messages_of(value, at)
-    keys = {".role": ".from", ".content": ".value"}
+    keys = {".role": ".from", ".content": ".value", ".tool_calls": ".value"}
     for old, new in keys.items():
         faults = [replace(f, field=f.field.removesuffix(old) + new) if f.field.endswith(old) else f for f in faults]
     return turns, faults
@@ -260,7 +264,9 @@ def _renamed(turn: Mapping[str, Any]) -> dict[str, Any]:
     if "from" in turn:
         speaker = turn["from"]
         others["role"] = _ROLES.get(speaker, speaker) if isinstance(speaker, str) else speaker
-    if "value" in turn:
+    if turn.get("from") == "function_call":
+        others |= {"content": "", "tool_calls": turn.get("value")}  # one call, or a list of them, as JSON text
+    elif "value" in turn:
         others["content"] = turn["value"]
     return others
 
@@ -325,19 +331,24 @@ _PKU_LEFT = (
     *("response_0_severity_level", "response_1_severity_level"),
 )
 _SINGLE = ("weight",)
+_VOTES, _RATINGS = ("prompt", "answer_a", "answer_b", "vote"), ("prompt", "answer", "rating")
+_ARGILLA_LEFT = ("suggestions", "metadata", "vectors", "status", "_server_id", "external_id")
 _OWN = tuple(c for c in PreferenceRow.__annotations__ if c not in ("id", "prompt", "chosen", "rejected", *NUMBERS))
 
 LAYOUTS: dict[str, Layout] = {
     layout.name: layout
     for layout in (
-        Layout("preference", _preference, ("prompt", "chosen", "rejected", *_OWN), own=True),
-        Layout("unpaired", _unpaired, ("prompt", "completion", "messages", "label"), numbers=_SINGLE),
-        Layout("completion", _completion, ("prompt", "completion"), numbers=_SINGLE),
-        Layout("messages", _messages, ("messages",), numbers=_SINGLE),
-        Layout("sharegpt_pairs", _sharegpt_pairs, ("conversations", "chosen", "rejected", "system")),
-        Layout("sharegpt", _sharegpt, ("conversations", "system"), numbers=_SINGLE),
+        Layout("preference", _preference, ("prompt", "chosen", "rejected", "tools", *_OWN), own=True),
+        Layout("unpaired", _unpaired, ("prompt", "completion", "messages", "label", "tools"), numbers=_SINGLE),
+        Layout("completion", _completion, ("prompt", "completion", "tools"), numbers=_SINGLE),
+        Layout("messages", _messages, ("messages", "tools"), numbers=_SINGLE),
+        Layout("sharegpt_pairs", _sharegpt_pairs, ("conversations", "chosen", "rejected", "system", "tools")),
+        Layout("sharegpt", _sharegpt, ("conversations", "system", "tools"), numbers=_SINGLE),
         Layout("pku", _pku, ("prompt", "response_0", "response_1", "better_response_id"), _PKU_LEFT),
         Layout("lima", _lima, ("conversations",), ("source",), numbers=_SINGLE),
+        Layout("votes", _preference, (*_VOTES, "voter"), ("comment",), (), own=True, ballot=votes.vote),
+        Layout("ratings", _preference, (*_RATINGS, "voter"), ("comment",), (), own=True, ballot=votes.rating),
+        Layout("argilla", _preference, ("fields", "responses"), _ARGILLA_LEFT, (), ballot=votes.argilla),
     )
 }
 
@@ -346,6 +357,12 @@ def layout_of(value: Mapping[str, Any]) -> Layout | None:
     """The layout of a file, by the columns of its first row; None where they are no preference data."""
     if "response_0" in value and "response_1" in value:
         name = "pku"
+    elif "vote" in value and "answer_a" in value:
+        name = "votes"
+    elif "rating" in value and "answer" in value:
+        name = "ratings"
+    elif "fields" in value and "responses" in value:
+        name = "argilla"
     elif "conversations" in value:
         turns = value["conversations"]
         texts = isinstance(turns, list) and bool(turns) and isinstance(turns[0], str)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -11,12 +12,13 @@ from typing import Any
 from prefloop.config import PreferencesSection
 from prefloop.errors import UsageError
 from prefloop.inputs.columns import Columns
-from prefloop.inputs.layouts import LAYOUTS, Answers, Layout, layout_of
-from prefloop.inputs.messages import Fault, given_id
+from prefloop.inputs.layouts import LAYOUTS, NUMBERS, Answers, Layout, layout_of
+from prefloop.inputs.messages import Fault, given_id, with_tools
 from prefloop.inputs.problems import Problem, ProblemLog, raw_json, reject_rows, stop
 from prefloop.inputs.prompts import TokenLimit
 from prefloop.inputs.readers import Record, Stats, container_of, json_type, read_records
-from prefloop.records import PreferenceRow, RejectRow, completion_id, content_id, prompt_id
+from prefloop.inputs.votes import Tally
+from prefloop.records import PreferenceRow, RejectRow, completion_id, content_id, message_text, prompt_id
 
 
 @dataclass
@@ -28,6 +30,7 @@ class PreferenceReader:
         records: rows read so far, good or bad.
         stats: blank lines.
         columns: those that were there and not read, and the unknown ones.
+        tally: the votes that were counted, of a layout of votes; a record is a pair of answers then.
     """
 
     section: PreferencesSection
@@ -36,6 +39,7 @@ class PreferenceReader:
     records: int = 0
     stats: Stats = field(default_factory=Stats)
     columns: Columns = field(default_factory=lambda: Columns([]))
+    tally: Tally | None = None
     _seen: dict[str, int] = field(default_factory=dict)
     _ids: dict[str, int] = field(default_factory=dict)
 
@@ -52,13 +56,18 @@ class PreferenceReader:
 
     def read(self, stream: Iterable[Record | Problem]) -> Iterator[tuple[PreferenceRow | None, list[Problem]]]:
         """One pair for each record: its row, or what is wrong with it; and (None, [problem]) for one of the file."""
-        for item in stream:
+        rest = iter(stream)
+        for item in rest:
             if isinstance(item, Problem):
                 self.records += item.row is not None and item.level != "fatal"
                 yield None, [item]
                 continue
             if self.layout is None:
                 self.layout = self._layout(item)
+                if self.layout is not None and self.layout.ballot is not None:
+                    self.tally = Tally(self.section.path, self.layout.ballot, self.columns.note)
+                    yield from self.read(self.tally.read(itertools.chain([item], rest)))
+                    return
             if self.layout is None:
                 yield None, [self._unknown_format(item)]
                 return
@@ -125,17 +134,21 @@ class PreferenceReader:
         return Problem("unknown_format", self.section.path, record.row, None, reason, fix, record.unit, "fatal")
 
     def _one(self, record: Record, layout: Layout) -> tuple[PreferenceRow | None, list[Problem]]:
-        self.columns.note(record)
+        if self.tally is None:  # which notes the columns of the votes
+            self.columns.note(record)
         answers = layout.parse(record.value)
         own_id, faults = given_id(record.value)
         numbers: dict[str, float | None] = dict.fromkeys(
             ("weight", "margin", "label", "score_chosen", "score_rejected")
         )
-        for name in layout.numbers:
+        for name in NUMBERS if layout.ballot else layout.numbers:
             numbers[name], found = _number(record.value.get(name), name)
             faults = faults + found
-        facts, found = _facts(record.value) if layout.own else ({}, [])
+        facts, found = _facts(record.value) if layout.own or layout.ballot else ({}, [])
         faults = answers.faults + faults + found
+        if "tools" in layout.reads:
+            answers.prompt, found = with_tools(answers.prompt, record.value.get("tools"))
+            faults = faults + found
         if not faults and self.max_prompt_tokens is not None:
             faults = self.max_prompt_tokens.faults(answers.prompt, layout.reads[0])
         if faults:
@@ -162,6 +175,31 @@ class PreferenceReader:
         return None
 
 
+def read_votes(path: str) -> Tally:
+    """The votes of a file, counted.
+
+    Args:
+        path: JSONL, JSON, CSV or Parquet of one of the layouts of votes.
+
+    Raises:
+        UsageError: it holds no votes, or some that cannot be read.
+    """
+    reader, log = PreferenceReader(PreferencesSection(path=path)), ProblemLog(keep=100)
+    for _, problems in reader:
+        for problem in problems:
+            log.add(problem)
+    for problem in reader.unknown_columns():
+        log.add(problem)
+    if log.by_level["fatal"] or log.by_level["error"]:
+        raise stop(log, path)
+    if reader.tally is None:
+        found = reader.layout.name if reader.layout else "unknown"
+        known = ", ".join(name for name, layout in LAYOUTS.items() if layout.ballot)
+        what = f"these rows are no votes of people (read as {found})"
+        raise UsageError(what, where=path, fix=f"write one of: {known} (docs/human.md)")
+    return reader.tally
+
+
 def _rejects(dropped: list[list[Problem]]) -> list[RejectRow]:
     return reject_rows((problem for problems in dropped for problem in problems), stage="preferences")
 
@@ -172,7 +210,7 @@ def _row(
     prompt = prompt_id(answers.prompt)
     ids = {}
     for index, side in enumerate((answers.chosen, answers.rejected)):
-        ids[index] = "" if side is None else completion_id(prompt, side[0]["content"], 0)
+        ids[index] = "" if side is None else completion_id(prompt, message_text(side[0]), 0)
     chosen_id, rejected_id = facts.get("chosen_id") or ids[0], facts.get("rejected_id") or ids[1]
     return {
         "id": own_id or content_id("pair", prompt, chosen_id, rejected_id),

@@ -35,6 +35,8 @@ Kind = Literal[
     "duplicate_row",
     "unknown_format",
     "same_answers",
+    "split_votes",
+    "not_compared",
 ]
 
 
@@ -50,7 +52,8 @@ class Problem:
         reason, fix: for people; what is wrong, what to do.
         unit: what `row` counts, "line" or "record".
         level: `fatal` concerns the whole file and stops even where bad rows are to be rejected; `error` concerns a
-            row; `duplicate` is a row that repeats an earlier one: it is left out and counted, but stops nothing.
+            row; `duplicate` is a row that repeats an earlier one, or says nothing: it is left out and counted, but
+            stops nothing.
         raw: the row as JSON, for rejects.parquet; None for what concerns the file.
     """
 

@@ -11,7 +11,7 @@ from prefloop.engine.tokens import PromptError
 from prefloop.errors import UsageError
 from prefloop.inputs.columns import Columns
 from prefloop.inputs.lima import LEFT, READ, lima_prompt, looks_like_lima
-from prefloop.inputs.messages import Fault, given_id, messages_of, order_faults
+from prefloop.inputs.messages import Fault, given_id, messages_of, order_faults, with_tools
 from prefloop.inputs.problems import Problem, ProblemLog, nearest, raw_json, reject_rows, stop
 from prefloop.inputs.readers import Record, Stats, format_of, read_records
 from prefloop.records import Message, PromptRow, RejectRow, prompt_id
@@ -131,7 +131,7 @@ class PromptReader:
     _prompts: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.columns = Columns([self.section.column, "id"], self.section.ignore_columns)
+        self.columns = Columns([self.section.column, "id", "tools"], self.section.ignore_columns)
 
     def stream(self) -> Iterator[Record | Problem]:
         """The records as the format gives them."""
@@ -167,6 +167,9 @@ class PromptReader:
         messages, faults = self._messages(record.value)
         source_id, id_faults = given_id(record.value)
         faults += id_faults
+        if not self.lima:
+            messages, found = with_tools(messages, record.value.get("tools"))
+            faults += found
         row: PromptRow | None = None
         if not faults:
             messages = with_system(messages, self.section.system)

@@ -97,7 +97,12 @@ def read_records(path: str, container: str, stats: Stats, split: str = "train") 
         split: of a hub data set.
     """
     if container == "hub":
-        yield from _read_hub(path, split)
+        name, part = hub_name(path)
+        if part is not None and Path(part).suffix.lower() in FORMATS:
+            file = _hub_file(path, name, part)
+            yield from read_records(file, container_of(file), stats)
+        else:
+            yield from _read_hub(path, split)
         return
     file = Path(path)
     if not file.is_file():
@@ -377,12 +382,30 @@ def _read_parquet(path: str, stats: Stats) -> Stream:
 
 
 def hub_name(path: str) -> tuple[str, str | None]:
-    """(data set or folder, configuration) of a `hub:` path."""
+    """(data set or folder, configuration or file in it) of a `hub:` path."""
     name = path.removeprefix("hub:")
     if Path(name).exists() or name.count("/") != 2:
         return name, None
     name, _, config = name.rpartition("/")
     return name, config
+
+
+def _hub_file(path: str, name: str, file: str) -> str:
+    """One file of a hub data set, fetched: a set that comes with a script of its own cannot be read otherwise."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return str(hf_hub_download(name, file, repo_type="dataset"))
+    except (OSError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+        gated = isinstance(error, GatedRepoError)
+        raise UsageError(
+            f"cannot fetch {file}: {str(error).strip().splitlines()[0]}",
+            where=path,
+            fix="accept the data set's terms on its page, then log in: hf auth login"
+            if gated
+            else "check the name and the connection, or download the file and name it here",
+        ) from error
 
 
 def _read_hub(path: str, split: str) -> Stream:

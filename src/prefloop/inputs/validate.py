@@ -18,6 +18,7 @@ from prefloop.inputs.problems import Problem, ProblemLog, raw_json
 from prefloop.inputs.prompts import PromptReader, TokenLimit
 from prefloop.inputs.readers import Record, Stats, Stream, container_of, format_of, read_records
 from prefloop.inputs.tokens import token_limit
+from prefloop.inputs.votes import agreement_line
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -34,6 +35,7 @@ class FileReport:
         rows, valid: records read, and those of them that can be used.
         blank_lines: skipped, which is allowed.
         left_columns: there and not read, by choice or because the format has them: in how many rows.
+        votes: of votes of people, how many there are and how far the voters agree (`inputs.votes.Tally.agreement`).
         log: the problems; all are counted, the first are kept.
     """
 
@@ -45,6 +47,7 @@ class FileReport:
     left_columns: dict[str, int]
     layout: str | None = None
     log: ProblemLog = field(default_factory=ProblemLog)
+    votes: dict[str, Any] | None = None
 
     @property
     def problems(self) -> int:
@@ -66,6 +69,7 @@ class FileReport:
             "valid": self.valid,
             "blank_lines": self.blank_lines,
             "left_columns": self.left_columns,
+            **({} if self.votes is None else {"votes": self.votes}),
             "problems": {"total": self.log.total, "by_kind": dict(self.log.by_kind.most_common())},
             "first": [p.to_json() for p in self.log.kept],
         }
@@ -83,6 +87,8 @@ class FileReport:
         if self.left_columns:
             head += f"; not read: {', '.join(f'{name} ({n:,} rows)' for name, n in self.left_columns.items())}"
         parts: list[RenderableType] = [Text(head)]
+        if self.votes is not None:
+            parts.append(Text(agreement_line(self.votes)))
         if self.log.kept:
             table = Table("row", "field", "problem", "fix", show_edge=False, pad_edge=False)
             for problem in self.log.kept[:show]:
@@ -96,7 +102,11 @@ class FileReport:
             parts.append(Text(f"… {self.log.total:,} problems in all: {kinds}"))
         verdict = "ok" if self.ok else "not usable as it is"
         if self.ok and self.log.by_level["duplicate"]:
-            verdict = f"ok; a run leaves out {self.log.by_level['duplicate']:,} repeated rows"
+            undecided = self.log.by_kind["split_votes"] + self.log.by_kind["not_compared"]
+            repeated = self.log.by_level["duplicate"] - undecided
+            left = [f"{repeated:,} repeated rows"] if repeated else []
+            left += [f"pairs of {undecided:,} prompts on which the votes decide nothing"] if undecided else []
+            verdict = f"ok; a run leaves out {' and '.join(left)}"
         parts.append(Text(verdict, style="green" if self.ok else "red"))
         return Group(*parts)
 
@@ -166,6 +176,7 @@ def validate_file(
         return FileReport(
             *(prompts.path, "preference", pairs.records, valid, stats.blank_lines),
             *(_sorted(pairs.columns), found, log),
+            None if pairs.tally is None else pairs.tally.agreement(),
         )
     if kind == "candidates":
         check = _Candidates(prompts)

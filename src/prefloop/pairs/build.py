@@ -57,7 +57,7 @@ def build_pairs(rows: Iterable[ScoredRow], section: PairSection, seed: int, sour
         answers_left_out.update(left_out)
         key = content_id(seed, row["id"])
         proposed = STRATEGIES[section.strategy](ranked(answers), key) if len(answers) > 1 else []
-        verdicts = [(pair, drop_reason(pair, section)) for pair in proposed]
+        verdicts = [(pair, drop_reason(pair, section, row)) for pair in proposed]
         drops = [reason for _, reason in verdicts if reason is not None]
         pairs_dropped.update(drops)
         kept = [pair for pair, reason in verdicts if reason is None]

@@ -35,24 +35,34 @@ def usable_answers(row: ScoredRow, section: PairSection) -> tuple[list[Answer], 
     return list(kept.values()), left_out
 
 
-def drop_reason(pair: Pair, section: PairSection) -> str | None:
-    """Why a proposed pair is dropped, or None: equal_scores, min_gap or length_ratio (lengths in characters)."""
+def drop_reason(pair: Pair, section: PairSection, row: ScoredRow) -> str | None:
+    """Why a proposed pair is dropped, or None: equal_scores, min_gap, disagreement or length_ratio (in characters)."""
     better, worse = pair
     if better.score == worse.score:
         return "equal_scores"
     if better.score - worse.score < section.min_gap:
         return "min_gap"
+    if section.min_agree is not None and _agreeing(pair, row) < section.min_agree:
+        return "disagreement"
     short, long = sorted(len(answer.completion["text"]) for answer in pair)
     if section.max_length_ratio is not None and long > section.max_length_ratio * short:
         return "length_ratio"
     return None
 
 
+def _agreeing(pair: Pair, row: ScoredRow) -> int:
+    """How many judges of a panel prefer the better answer; a part with a slash is one criterion of a judge."""
+    seats = [[c["id"] for c in row["completions"]].index(answer.completion["id"]) for answer in pair]
+    judges = [part["scores"] for part in row.get("parts") or () if "/" not in part["name"]]
+    sides = [[scores[seat] for seat in seats] for scores in judges]
+    return sum(a is not None and b is not None and a > b for a, b in sides)
+
+
 def reject_reason(row: ScoredRow, left_out: dict[str, int], drops: Sequence[str]) -> str:
     """The one reason why a row gave no pair.
 
     With fewer than two usable answers, the first check that left fewer than two; else the filter that most proposed
-    pairs reached: length_ratio comes after min_gap, and that after equal_scores.
+    pairs reached: length_ratio comes after disagreement, that after min_gap, and that after equal_scores.
     """
     remaining = len(row["completions"])
     if remaining < 2:
@@ -61,4 +71,4 @@ def reject_reason(row: ScoredRow, left_out: dict[str, int], drops: Sequence[str]
         remaining -= count
         if remaining < 2:
             return reason
-    return next(reason for reason in ("length_ratio", "min_gap", "equal_scores") if reason in drops)
+    return next(reason for reason in ("length_ratio", "disagreement", "min_gap", "equal_scores") if reason in drops)

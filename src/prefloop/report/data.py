@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Any
 
 from prefloop.evaluate.stats import says_nothing
+from prefloop.report.charts import interval
 from prefloop.report.figures import curves, histograms, measures
 from prefloop.report.remarks import remarks
 from prefloop.signals.judge import rates
@@ -20,6 +21,8 @@ CARD = {
     "consistency": ("Consistency", "pairs judged alike in both orders", 1.0),
     "first_seat": ("First seat", "verdicts for the answer shown first; 50 % is unbiased", 0.5),
     "longer_wins": ("Longer wins", "decided pairs won by the longer answer; 50 % is unbiased", 0.5),
+    "list_wins": ("Lists win", "decided pairs won by the answer with a list, where one has one; 50 % is unbiased", 0.5),
+    "tie_rate": ("Ties", "judged pairs without a winner", 0.0),
     "null_rate": ("No verdict", "calls without a verdict, left out and counted", 0.0),
     "label_mass": ("Label mass", "mean probability of the labels together", 1.0),
 }
@@ -43,7 +46,7 @@ class Part:
     """A stage of the manifest's plan.
 
     Attributes:
-        name, verb, round: as planned.
+        name, verb, round, branch: as planned.
         folder: its folder, which may not be there, or hold the work of another recipe.
         success: its `_SUCCESS.json` if that is of the plan's fingerprint, else None.
         rows: whether the folder holds rows of the plan's fingerprint, finished or not.
@@ -52,6 +55,7 @@ class Part:
     name: str
     verb: str
     round: int
+    branch: str
     folder: StageDir
     success: dict[str, Any] | None
     rows: bool
@@ -72,7 +76,8 @@ def plan(run: RunDir, manifest: dict[str, Any]) -> list[Part]:
         begun = success is not None or (
             fingerprint is not None and folder.path.is_dir() and folder.has_work(fingerprint)
         )
-        parts.append(Part(entry["name"], entry["verb"], entry["round"], folder, success, begun and folder.count() > 0))
+        where = (entry["name"], entry["verb"], entry["round"], entry.get("branch", ""))
+        parts.append(Part(*where, folder, success, begun and folder.count() > 0))
     return parts
 
 
@@ -94,8 +99,12 @@ def collect(run: RunDir) -> dict[str, Any]:
     recipe = manifest.get("recipe") or {}
     parts = plan(run, manifest)
     metrics, events = current(run.metrics(), manifest), current(run.events(), manifest)
+    skipped = {s["name"] for s in manifest.get("stages", []) if s.get("skipped")}
+    everything = [part for part in parts if part.name not in skipped]
+    parts = _chosen(everything)
+    metrics = [m for m in metrics if m["stage"] in {part.name for part in parts}]
     evaluate = dict(((_last(parts, "evaluate") or {}).get("extra") or {}).get("evaluate") or {})
-    unfinished = [part.name for part in parts if part.success is None and part.verb != "report"]
+    unfinished = [part.name for part in everything if part.success is None and part.verb != "report"]
     data = {
         "name": manifest.get("name") or recipe.get("name") or run.path.name,
         "created": manifest.get("created"),
@@ -106,13 +115,15 @@ def collect(run: RunDir) -> dict[str, Any]:
         "validation": _validation(parts),
         "measures": measures(evaluate),
         "lengths": evaluate.get("lengths"),
-        "rounds": _rounds(parts),
-        "flow": _flow(parts),
+        "models": _models(everything),
+        "differences": evaluate.get("differences") or [],
+        "flow": _flow(everything),
         "curves": curves(metrics),
         "histograms": histograms([(part.verb, part.folder) for part in parts if part.rows]),
         "judges": _judges(parts),
         "samples": _samples(parts, (recipe.get("evaluate") or {}).get("side_by_side", 20)),
         "repeat": _repeat(manifest, recipe, parts),
+        "branch": next((part.branch for part in parts if part.branch), ""),
     }
     # A stage that was interrupted and went on may warn of the same thing again.
     warnings = list(dict.fromkeys(str(e["text"]) for e in events if e["kind"] == "warning"))
@@ -178,14 +189,36 @@ def _validation(parts: list[Part]) -> list[dict[str, Any]]:
     ]
 
 
-def _rounds(parts: list[Part]) -> list[dict[str, Any]]:
-    """Win rate of every round against the recipe's first model; empty for a run of one round."""
-    found = [
-        {"round": part.round, **part.success["extra"]["evaluate"]["win_rate"]}
-        for part in parts
-        if part.verb == "evaluate" and part.success and "win_rate" in part.success["extra"].get("evaluate", {})
-    ]
-    return sorted(found, key=lambda r: r["round"]) if len(found) > 1 else []
+def _chosen(parts: list[Part]) -> list[Part]:
+    """Those that made the model the run ends with: of several branches one, and no round behind it."""
+    select = (_last(parts, "select") or {}).get("extra") or {}
+    branches = [part.branch for part in parts if part.branch]
+    branch = select.get("branch") or next(iter(branches), "")
+    last = select.get("round", math.inf)
+    return [part for part in parts if part.branch in ("", branch) and (part.round <= last or part.verb == "report")]
+
+
+def _models(parts: list[Part]) -> list[dict[str, Any]]:
+    """Every model that was measured against the recipe's first one; empty where it is one alone.
+
+    Each entry: round, name (of the branch, of an adapter that is not merged, or empty), signal (of a further one, or
+    empty), value, ci_low, ci_high, n, picture.
+    """
+    found: list[dict[str, Any]] = []
+    for part in parts:
+        evaluate = ((part.success or {}).get("extra") or {}).get("evaluate") or {}
+        if part.verb != "evaluate" or "win_rate" not in evaluate:
+            continue
+        models = {"": evaluate} if "branches" not in evaluate else dict(evaluate["branches"])
+        models |= {f"{name}, not merged": said for name, said in (evaluate.get("unmerged") or {}).items()}
+        for name, said in models.items():
+            by = {"": said["win_rate"]} | {signal: o["win_rate"] for signal, o in (said.get("also") or {}).items()}
+            found += [{"round": part.round, "name": name, "signal": signal, **win} for signal, win in by.items()]
+    for entry in found:
+        label = f"round {entry['round']} {entry['name']}"
+        ends = (entry["value"], entry["ci_low"], entry["ci_high"])
+        entry["picture"] = interval(*ends, label, axis=(0.0, 1.0), centre=0.5)
+    return sorted(found, key=lambda m: m["round"]) if len(found) > 1 else []
 
 
 def _flow(parts: list[Part]) -> list[dict[str, Any]]:
@@ -193,16 +226,29 @@ def _flow(parts: list[Part]) -> list[dict[str, Any]]:
     rounds: dict[int, list[dict[str, Any]]] = {}
     for part in parts:
         verb = part.verb
-        if verb == "report":
+        if verb in ("report", "select"):
             continue
-        step: dict[str, Any] = {"name": verb, "state": "done" if part.success else "waits", "count": None, "unit": ""}
+        step: dict[str, Any] = {
+            "name": verb,
+            "branch": part.branch,
+            "state": "done" if part.success else "waits",
+            "count": None,
+            "unit": "",
+        }
         if part.success is None and part.rows:
             so_far = part.folder.count()
             step |= {"state": "running", "count": so_far, "unit": UNITS.get(verb, "rows") + " so far"}
         rounds.setdefault(part.round, []).append(step | _counted(verb, part.success or {}))
     for steps in rounds.values():
         # Read early, so that no training prompt is among them; what they are for is the measurement.
-        steps.sort(key=lambda s: ORDER.index(s["name"]) if s["name"] in ORDER else len(ORDER))
+        branches = list(dict.fromkeys(step["branch"] for step in steps))
+        steps.sort(
+            key=lambda s: (
+                ORDER.index(s["name"]) >= ORDER.index("heldout"),
+                branches.index(s["branch"]),
+                ORDER.index(s["name"]),
+            )
+        )
     return [{"round": number, "steps": steps} for number, steps in sorted(rounds.items())]
 
 

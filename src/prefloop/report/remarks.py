@@ -72,7 +72,9 @@ def _judges_itself(recipe: dict[str, Any]) -> bool:
 def _who(signal: dict[str, Any], recipe: dict[str, Any]) -> tuple[Any, ...]:
     """Model or function behind a signal's section; without a model of its own, the recipe's first model judges."""
     if signal.get("type") != "judge":
-        return signal.get("type"), signal.get("callable")
+        return signal.get("type"), signal.get("callable"), (signal.get("model") or {}).get("path")
+    if panel := signal.get("panel"):
+        return "panel", *sorted(str(model.get("path")) for model in panel)
     model = signal.get("model") or recipe.get("model") or {}
     return "judge", model.get("path"), model.get("revision")
 

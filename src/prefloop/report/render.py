@@ -9,16 +9,18 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 
-def render(data: dict[str, Any]) -> str:
-    """The report as HTML.
+def render(data: dict[str, Any], page: str = "report.html.j2") -> str:
+    """A page as HTML, by default a run's report.
 
     Every text is escaped: answers of models may hold HTML (test_texts_of_models_and_users_are_escaped in
     tests/report/test_report.py).
 
     Args:
-        data: as `report.data.collect` gives it; parts that are None or empty are left out of the page.
+        data: what the page shows; of the report as `report.data.collect` gives it. Parts that are None or empty are
+            left out of the page.
+        page: its template.
     """
-    return _environment().get_template("report.html.j2").render(**data)
+    return _environment().get_template(page).render(**data)
 
 
 @cache

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 
 from prefloop.backends.base import Request, Result
 from prefloop.config import ModelSection
-from prefloop.records import CandidatesRow
+from prefloop.records import CandidatesRow, PartScores
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,12 @@ class Rating:
     Attributes:
         scores: one per completion, higher is better; None where no verdict could be had.
         counts: named counts that the driver sums over rows and prints (verdicts, nulls, first-seat wins, …).
+        parts: what the scores are means of, by judge or criterion; empty where they are not.
     """
 
     scores: list[float | None]
     counts: dict[str, float] = field(default_factory=dict)
+    parts: list[PartScores] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

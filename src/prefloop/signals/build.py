@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from prefloop.backends.base import Backend
-from prefloop.config import FunctionSignalSection, JudgeSignalSection, ModelSection, SignalSection
-from prefloop.signals import function, judge
+from prefloop.config import (
+    FunctionSignalSection,
+    HumanSignalSection,
+    JudgeSignalSection,
+    ModelSection,
+    PairRmSignalSection,
+    RewardModelSignalSection,
+    SignalSection,
+)
+from prefloop.errors import UsageError
+from prefloop.records import ScoredRow
+from prefloop.signals import function, human, judge, references, reward_model
 from prefloop.signals.base import Need, Signal
+from prefloop.signals.pairrm import checkpoint as pairrm_checkpoint
+from prefloop.signals.pairrm import signal as pairrm
 from prefloop.store.cache import Cache
 
 # By the names under which the signal calls them.
@@ -20,16 +32,55 @@ def _function(section: FunctionSignalSection) -> tuple[Signal, Needs]:
 
 
 def _judge(section: JudgeSignalSection) -> tuple[Signal, Needs]:
-    signal = judge.JudgeSignal(section.mode, section.template, section.min_label_mass)
-    return signal, {"judge": Need(section.model)}
+    read = None if section.references is None else references.load(section.references)
+    judges = [
+        judge.JudgeSignal(
+            section.mode,
+            section.template,
+            section.min_label_mass,
+            rubric=section.rubric,
+            by_criterion=section.by_criterion,
+            references=read,
+            verdict=section.verdict,
+            samples=section.samples,
+            temperature=section.temperature,
+            max_new_tokens=section.max_new_tokens,
+            orders=section.orders,
+            backend=name,
+        )
+        for name in section.models
+    ]
+    signal = judges[0] if section.panel is None else judge.PanelSignal(judges)
+    return signal, {name: Need(model) for name, model in section.models.items()}
 
 
-BUILDERS: dict[str, Callable[[Any], tuple[Signal, Needs]]] = {"function": _function, "judge": _judge}
+def _pairrm(section: PairRmSignalSection) -> tuple[Signal, Needs]:
+    return pairrm.PairRmSignal(section.score), {section.name: Need(section.model, "pairrm")}
+
+
+def _reward_model(section: RewardModelSignalSection) -> tuple[Signal, Needs]:
+    return reward_model.build(section), {section.name: Need(section.model, "reward")}
+
+
+def _human(section: HumanSignalSection) -> tuple[Signal, Needs]:
+    return human.HumanSignal(section.path), {}
+
+
+BUILDERS: dict[str, Callable[[Any], tuple[Signal, Needs]]] = {
+    "function": _function,
+    "judge": _judge,
+    "human": _human,
+    "pairrm": _pairrm,
+    "reward_model": _reward_model,
+}
 
 
 IDENTITIES: dict[str, Callable[[Any], dict[str, Any]]] = {
     "function": lambda section: function.identity(section.callable),
     "judge": lambda section: _judge(section)[0].identity,
+    "human": lambda section: human.identity(section.path),
+    "pairrm": lambda section: pairrm.PairRmSignal(section.score).identity,
+    "reward_model": reward_model.identity,
 }
 
 
@@ -42,6 +93,36 @@ def build(section: SignalSection) -> tuple[Signal, Needs]:
     return BUILDERS[section.type](section)
 
 
+def _open_language(section: ModelSection, cache: Cache | None) -> Backend:
+    if section.endpoint is not None:
+        from prefloop.backends.http import HttpBackend
+
+        return HttpBackend(section)
+    from prefloop.backends.hf import HfBackend
+
+    return HfBackend.load(section, cache)
+
+
+def _open_pairrm(section: ModelSection, cache: Cache | None) -> Backend:
+    from prefloop.signals.pairrm.backend import PairRmBackend
+
+    return PairRmBackend.load(section, cache)
+
+
+def _open_reward(section: ModelSection, cache: Cache | None) -> Backend:
+    from prefloop.backends.reward import RewardBackend
+
+    return RewardBackend.load(section, cache)
+
+
+# Each loads its own kind's libraries, when a model is opened.
+OPENERS: dict[str, Callable[[ModelSection, Cache | None], Backend]] = {
+    "language": _open_language,
+    "pairrm": _open_pairrm,
+    "reward": _open_reward,
+}
+
+
 def open_backend(section: ModelSection, kind: str, cache: Cache | None) -> Backend:
     """The model of a section, loaded or connected to.
 
@@ -52,17 +133,20 @@ def open_backend(section: ModelSection, kind: str, cache: Cache | None) -> Backe
     Raises:
         UsageError: there is no such model, or it is not of this kind.
     """
-    from prefloop.backends.hf import HfBackend
-
-    openers: dict[str, Callable[[ModelSection, Cache | None], Backend]] = {"language": HfBackend.load}
-    return openers[kind](section, cache)
+    if section.endpoint is not None and kind != "language":
+        raise UsageError(
+            "a server is asked as a language model; this one is to score texts",
+            where=section.path,
+            fix="remove its endpoint: it is loaded here",
+        )
+    return OPENERS[kind](section, cache)
 
 
 def identity(section: SignalSection) -> dict[str, Any]:
     """Everything about a signal, besides its models, that changes a score; for the fingerprint of a stage.
 
-    A judge is known by the text of its templates, a function by the digest of its file. Loads no model and imports no
-    user code. How many nulls stop a stage changes no score and is not in it.
+    A judge is known by the text of its templates, rubric and references, a function by the digest of its file. Loads
+    no model and imports no user code. Whether nulls or noise stop a stage changes no score and is not in it.
 
     Raises:
         UsageError: a judge's template is not there or faulty.
@@ -82,18 +166,41 @@ def preflight(section: SignalSection) -> None:
         UsageError: the function, its module or a judge's template is missing or faulty.
     """
     signal, _ = build(section)
-    if isinstance(signal, judge.JudgeSignal):
+    if isinstance(signal, judge.JudgeSignal | judge.PanelSignal):
         signal.try_template()
+    if isinstance(section, PairRmSignalSection):
+        pairrm_checkpoint.preflight(section.model.path)
 
 
 def remark(section: SignalSection, counts: Mapping[str, float]) -> str | None:
     """A warning about a rating from its summed counts; None when there is nothing to warn of."""
+    if isinstance(section, PairRmSignalSection):
+        return pairrm.warning(counts)
     return judge.warning(dict(counts)) if isinstance(section, JudgeSignalSection) else None
 
 
-def card(section: SignalSection, counts: Mapping[str, float]) -> str | None:
-    """A pairwise judge's rates in one neutral line; None of any other signal, and where nothing was decided."""
-    return judge.card(dict(counts)) if isinstance(section, JudgeSignalSection) else None
+def card(section: SignalSection, counts: Mapping[str, float], rows: Iterable[ScoredRow] = ()) -> str | None:
+    """The rates of a judge or of PairRM in one neutral line; None of others, and where nothing was decided.
+
+    Args:
+        section: the signal's.
+        counts: summed over all rows.
+        rows: the scored rows, for what does not add up over rows; none leaves it out.
+    """
+    if isinstance(section, PairRmSignalSection):
+        return pairrm.card(counts)
+    return judge.card(counts, rows) if isinstance(section, JudgeSignalSection) else None
+
+
+def check_noise(section: SignalSection, counts: Mapping[str, float]) -> None:
+    """Refuse to train on a rating that is noise; a measurement by the same signal is only warned of (`remark`).
+
+    Raises:
+        PrefloopError: a judge's orders agree too seldom, or it reads little but length, and its section does not say
+            `force`.
+    """
+    if isinstance(section, JudgeSignalSection):
+        judge.check_noise(counts, force=section.force)
 
 
 def check(section: SignalSection, counts: Mapping[str, float], final: bool = True) -> None:

@@ -152,16 +152,17 @@ def _collect(signal: Signal, live: Sequence[_Live], ratings: Sequence[Rating]) -
     counts: defaultdict[str, float] = defaultdict(float, rows=0, answers=0, unscored=0)
     rated = Rated()
     for state, rating in zip(live, ratings, strict=True):
-        rated.rows.append(
-            {
-                "id": state.row["id"],
-                "prompt": state.row["prompt"],
-                "completions": state.row["completions"],
-                "scores": rating.scores,
-                "signal": signal.name,
-                "evidence": list(state.calls),
-            }
-        )
+        scored: ScoredRow = {
+            "id": state.row["id"],
+            "prompt": state.row["prompt"],
+            "completions": state.row["completions"],
+            "scores": rating.scores,
+            "signal": signal.name,
+            "evidence": list(state.calls),
+        }
+        if rating.parts:
+            scored["parts"] = rating.parts
+        rated.rows.append(scored)
         rated.calls.extend(state.calls.values())
         counts["rows"] += 1
         counts["answers"] += len(rating.scores)

@@ -8,18 +8,28 @@ tests/signals/test_judge_template.py guards both.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from prefloop.errors import UsageError
-from prefloop.records import Message, content_id
+from prefloop.records import Message, content_id, message_text
 
-# What a template may show, by mode; all but the tag it has to show.
-VARIABLES = {"pointwise": ("instruction", "answer", "tag"), "pairwise": ("instruction", "first", "second", "tag")}
+# What a template has to show, by mode. `answers` is the list of all of them.
+SHOWN = {
+    "pointwise": ("instruction", "answer"),
+    "pairwise": ("instruction", "first", "second"),
+    "listwise": ("instruction", "answers"),
+    "ranking": ("instruction", "answers"),
+}
+# What it may show besides: the mark's code, criteria and scale (`rubric.Rubric.values`), the reference answer or None,
+# and how the judge is to reply, which depends on how its verdict will be read. A template without `reply` says
+# itself how, and has to ask for the bare verdict.
+OPTIONAL = ("tag", "rubric", "reference", "reply")
 
 # Shipped sets of templates: the folder inside the package that holds judge-<mode>.j2.
 SHIPPED = {"default": "signals/templates", "brief": "signals/templates/brief", "sandbox": "sandbox/templates"}
@@ -31,6 +41,7 @@ class JudgeTemplate:
     Attributes:
         source: its text.
         sha: SHA-256 of the text: the template's identity in every record.
+        used: the variables in it.
     """
 
     def __init__(self, source: str, mode: str, where: str) -> None:
@@ -38,7 +49,7 @@ class JudgeTemplate:
 
         Args:
             source: Jinja text.
-            mode: pointwise or pairwise; says which variables there are.
+            mode: one of `SHOWN`; says which variables there are.
             where: its file or name, for messages.
 
         Raises:
@@ -48,24 +59,44 @@ class JudgeTemplate:
         self.sha = hashlib.sha256(source.encode()).hexdigest()
         environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
         try:
-            used = meta.find_undeclared_variables(environment.parse(source))
+            self.used = frozenset(meta.find_undeclared_variables(environment.parse(source)))
             self._template = environment.from_string(source)
         except TemplateSyntaxError as error:
             raise UsageError(
                 f"line {error.lineno}: {error.message}", where=where, fix="correct the Jinja template"
             ) from error
-        known = VARIABLES[mode]
-        if unknown := sorted(used - set(known)):
+        known = (*SHOWN[mode], *OPTIONAL)
+        if unknown := sorted(self.used - set(known)):
             raise UsageError(f"unknown variable {unknown[0]!r}", where=where, fix=f"use {', '.join(known)}")
-        if missing := [name for name in known if name != "tag" and name not in used]:
+        if missing := [name for name in SHOWN[mode] if name not in self.used]:
             raise UsageError(
                 f"a {mode} judge would never see {missing[0]!r}", where=where, fix=f"show {{{{ {missing[0]} }}}} in it"
             )
 
-    def render(self, **values: str) -> str:
-        """The prompt for these texts; `tag` is added, made from all of them."""
+    def render(
+        self,
+        texts: Mapping[str, str | Sequence[str]],
+        *,
+        rubric: Mapping[str, Any] | None = None,
+        reference: str | None = None,
+        reply: str = "",
+    ) -> str:
+        """The prompt.
+
+        Args:
+            texts: what was asked and what was answered, by the names of `SHOWN`.
+            rubric: as `Rubric.values` gives it; None for templates that do not use it.
+            reference: a right answer, if there is one.
+            reply: how to reply.
+
+        `tag` is added, made from all texts that are not ours.
+        """
+        strange = [text for value in texts.values() for text in ([value] if isinstance(value, str) else value)]
+        strange += [] if reference is None else [reference]
+        values: dict[str, Any] = {**texts, "reference": reference, "reply": reply, "tag": tag(strange)}
+        values |= {} if rubric is None else {"rubric": rubric}
         try:
-            return self._template.render(**values, tag=tag(list(values.values())))
+            return self._template.render(values)
         except TemplateError as error:
             raise UsageError(f"{type(error).__name__}: {error}", where=self.where) from error
 
@@ -76,10 +107,10 @@ def load(name: str | None, mode: str) -> JudgeTemplate:
     Args:
         name: None or `default` for the built-in one, another shipped set (`sandbox`), or a file. A name without a
             path separator and without a suffix is a shipped set; all else is a file.
-        mode: pointwise or pairwise.
+        mode: one of `SHOWN`.
 
     Raises:
-        UsageError: there is no such set or file, or the template is faulty.
+        UsageError: there is no such set or file, the set has no template for this mode, or it is faulty.
     """
     name = "default" if name is None else name
     if is_shipped(name):
@@ -89,8 +120,14 @@ def load(name: str | None, mode: str) -> JudgeTemplate:
                 where="template",
                 fix=f"use {' or '.join(SHIPPED)}, or a file with its suffix, such as {name}.j2",
             )
-        source = (resources.files("prefloop") / SHIPPED[name] / f"judge-{mode}.j2").read_text(encoding="utf-8")
-        return JudgeTemplate(source, mode, f"template {name} ({mode})")
+        file = resources.files("prefloop") / SHIPPED[name] / f"judge-{mode}.j2"
+        if not file.is_file():
+            raise UsageError(
+                f"the shipped set {name} has no template for a {mode} judge",
+                where="template",
+                fix="use the default one, or a file of your own",
+            )
+        return JudgeTemplate(file.read_text(encoding="utf-8"), mode, f"template {name} ({mode})")
     try:
         source = Path(name).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -124,4 +161,4 @@ def conversation(prompt: Sequence[Message]) -> str:
     """A prompt as the judge reads it: the bare text of a single user turn, else a transcript with roles."""
     if len(prompt) == 1 and prompt[0]["role"] == "user":
         return prompt[0]["content"]
-    return "\n\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in prompt)
+    return "\n\n".join(f"{message['role'].capitalize()}: {message_text(message)}" for message in prompt)

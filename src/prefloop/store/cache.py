@@ -24,7 +24,9 @@ from typing import Any, Self, TypedDict
 from prefloop.errors import PrefloopError, UsageError
 from prefloop.store import atomic
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+# What makes a file of each older version one of the next.
+_UPGRADES = {1: "ALTER TABLE entries ADD COLUMN call BLOB"}
 # Written into the file's header, so that somebody else's SQLite file is not taken for ours ("prfl").
 APPLICATION_ID = 0x7072666C
 _BUSY_SECONDS = 60.0
@@ -32,11 +34,11 @@ _KEYS_PER_QUERY = 500
 _NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "glusterfs", "lustre", "gpfs", "beegfs"}
 _NETWORK_FUSE = ("fuse.sshfs", "fuse.s3fs", "fuse.gcsfuse", "fuse.rclone", "fuse.goofys", "fuse.glusterfs")
 
-# The value comes last: SQLite reads a row from its start, and listing must not read the values.
+# Value and call come last: SQLite reads a row from its start, and listing must not read the values.
 _TABLES = (
     """CREATE TABLE entries (
         key TEXT PRIMARY KEY, kind TEXT NOT NULL, model TEXT NOT NULL, created REAL NOT NULL, bytes INTEGER NOT NULL,
-        value BLOB NOT NULL)""",
+        value BLOB NOT NULL, call BLOB)""",
     "CREATE TABLE digests (path TEXT PRIMARY KEY, stamp TEXT NOT NULL, digest TEXT NOT NULL)",
 )
 
@@ -54,6 +56,20 @@ class Group(TypedDict):
     bytes: int
     oldest: str
     newest: str
+
+
+class Entry(TypedDict):
+    """One entry as people look at it.
+
+    `call` is what was sent to a server and what came back (`backends.base.Arrival`); None where none was asked.
+    """
+
+    key: str
+    kind: str
+    model: str
+    created: str
+    value: Any
+    call: Any
 
 
 class Cache:
@@ -89,11 +105,13 @@ class Cache:
         self._db.execute("PRAGMA synchronous=NORMAL")
         # Two processes may make the file at once: look again and make in one transaction.
         with self._transaction():
-            if not self._is_ours():
-                for statement in _TABLES:
-                    self._db.execute(statement)
-                self._db.execute(f"PRAGMA application_id={APPLICATION_ID}")
-                self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+            if self._is_ours():
+                version = self._db.execute("PRAGMA user_version").fetchone()[0]
+                statements = [_UPGRADES[older] for older in range(version, SCHEMA_VERSION)]
+            else:
+                statements = [*_TABLES, f"PRAGMA application_id={APPLICATION_ID}"]
+            for statement in [*statements, f"PRAGMA user_version={SCHEMA_VERSION}"]:
+                self._db.execute(statement)
 
     def _is_ours(self) -> bool:
         """Whether the tables are there; False for a new file, an error for anything else."""
@@ -108,11 +126,11 @@ class Cache:
             raise UsageError(
                 "is a SQLite file of another program", where=str(self.path), fix="name another file for the cache"
             )
-        if version != SCHEMA_VERSION:
+        if not 1 <= version <= SCHEMA_VERSION:
             raise UsageError(
-                f"has cache format {version}, this version of prefloop reads {SCHEMA_VERSION}",
+                f"has cache format {version}, this version of prefloop reads formats up to {SCHEMA_VERSION}",
                 where=str(self.path),
-                fix="move the file away (answers are computed again), or use the prefloop that made it",
+                fix="use the prefloop that made it, or move the file away (answers are computed again)",
             )
         return True
 
@@ -153,13 +171,14 @@ class Cache:
                     found[key] = self._unpack(key, blob)
         return found
 
-    def put_many(self, kind: str, items: Mapping[str, Any], model: str) -> int:
+    def put_many(self, kind: str, items: Mapping[str, Any], model: str, calls: Mapping[str, Any] | None = None) -> int:
         """Store JSON-able values, all in one transaction; keys that are there keep their value.
 
         Args:
             kind: what the values are, such as generate or score.
             items: key -> value. Never an error: what is stored is believed for ever.
             model: name for people; `ls` and `prune` go by it.
+            calls: by key, the texts of the calls that gave the values, where there were any; see `Entry`.
 
         Returns:
             How many were new.
@@ -171,10 +190,11 @@ class Cache:
         rows = []
         for key, value in items.items():
             blob = _pack(key, value)
-            rows.append((key, kind, model, now, len(blob), blob))
+            call = _pack(key, calls[key]) if calls and key in calls else None
+            rows.append((key, kind, model, now, len(blob) + len(call or b""), blob, call))
         with self._explained(), self._transaction():
             before = self._db.total_changes
-            self._db.executemany("INSERT INTO entries VALUES (?,?,?,?,?,?) ON CONFLICT (key) DO NOTHING", rows)
+            self._db.executemany("INSERT INTO entries VALUES (?,?,?,?,?,?,?) ON CONFLICT (key) DO NOTHING", rows)
             stored = self._db.total_changes - before
             atomic.crash_point("cache:before")
         atomic.crash_point("cache:after")
@@ -190,6 +210,33 @@ class Cache:
         return [
             Group(kind=kind, model=model, count=count, bytes=size, oldest=_iso(oldest), newest=_iso(newest))
             for kind, model, count, size, oldest, newest in rows
+        ]
+
+    def show(self, key: str = "", kind: str | None = None, model: str | None = None, limit: int = 1) -> list[Entry]:
+        """The newest entries whose key begins so, whole.
+
+        Args:
+            key: the first hex digits; none stand for any key.
+            kind, model: only entries of these.
+            limit: how many at most.
+        """
+        with self._explained():
+            # A key is hex digits, so its beginnings lie between it and it followed by something above any digit.
+            rows = self._db.execute(
+                "SELECT key, kind, model, created, value, call FROM entries WHERE key BETWEEN ?1 AND ?1 || 'g'"
+                " AND kind = coalesce(?2, kind) AND model = coalesce(?3, model) ORDER BY created DESC LIMIT ?4",
+                (key, kind, model, limit),
+            ).fetchall()
+        return [
+            Entry(
+                key=found,
+                kind=its_kind,
+                model=its_model,
+                created=_iso(created),
+                value=self._unpack(found, value),
+                call=None if call is None else self._unpack(found, call),
+            )
+            for found, its_kind, its_model, created, value, call in rows
         ]
 
     def prune(

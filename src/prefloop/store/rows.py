@@ -4,19 +4,22 @@ Arrow fills a missing key with null, drops an unknown one and stops at broken Un
 and so is a number that is not finite (a missing verdict is null, never NaN). A lone surrogate, which no UTF-8 file can
 hold, is written as its escape, the six visible characters `\\ud800`: the sampler's own bytes are still in `token_ids`,
 and ids were made from the text before.
+
+Messages have all their keys in Parquet, tool calls and schemas as JSON text; rows have only those that are not null.
 """
 
 from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefloop.errors import PrefloopError
-from prefloop.records import arrow_schema, canonical_json
+from prefloop.records import AS_JSON, EXTRAS, OPTIONAL, arrow_schema, canonical_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -29,7 +32,7 @@ def to_table(kind: str, rows: Iterable[Mapping[str, Any]], *, where: str) -> pa.
 
     Args:
         kind: of `records.arrow_schema`.
-        rows: one mapping each, with exactly the columns of the kind.
+        rows: one mapping each, with exactly the columns of the kind; `records.OPTIONAL` may be missing.
         where: named in errors.
 
     Raises:
@@ -42,7 +45,7 @@ def to_table(kind: str, rows: Iterable[Mapping[str, Any]], *, where: str) -> pa.
     checked = []
     for index, row in enumerate(rows):
         label = f"{where}, row {index} ({row.get('id', 'no id')})"
-        checked.append(_conform(row, row_type, label))
+        checked.append(_conform({**dict.fromkeys(OPTIONAL.get(kind, ())), **row}, row_type, label))
     try:
         return pa.Table.from_pylist(checked, schema=schema)
     except (pa.ArrowException, TypeError, OverflowError) as error:
@@ -57,6 +60,10 @@ def _conform(value: Any, kind: pa.DataType, where: str) -> Any:
         return None
     if types.is_struct(kind):
         fields = [kind.field(i) for i in range(kind.num_fields)]
+        if not isinstance(value, Mapping):
+            raise PrefloopError(f"must be an object, is {type(value).__name__}", where=where)
+        if _is_message(kind):
+            value = _filled(value)
         _check_keys(value, [f.name for f in fields], where)
         return {f.name: _conform(value[f.name], f.type, f"{where}, {f.name}") for f in fields}
     if types.is_list(kind):
@@ -76,6 +83,28 @@ def _conform(value: Any, kind: pa.DataType, where: str) -> Any:
     return value
 
 
+def _is_message(kind: pa.DataType) -> bool:
+    return [kind.field(i).name for i in range(kind.num_fields)] == ["role", "content", *EXTRAS]
+
+
+def _filled(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message with all its keys, as Parquet holds it."""
+    filled = {**dict.fromkeys(EXTRAS), **message}
+    for name in AS_JSON:
+        if filled[name] is not None:
+            filled[name] = canonical_json(filled[name])
+    return filled
+
+
+def _thinned(message: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `_filled`."""
+    for name in EXTRAS:
+        value = message.pop(name)
+        if value is not None:
+            message[name] = json.loads(value) if name in AS_JSON else value
+    return message
+
+
 def _check_keys(value: Mapping[str, Any], known: list[str], where: str) -> None:
     for key in value:
         if key not in known:
@@ -92,11 +121,26 @@ def read_rows(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    optional = {column for columns in OPTIONAL.values() for column in columns}
     for path in paths:
         try:
             with pq.ParquetFile(path) as file:
+                conversations = [
+                    field.name
+                    for field in file.schema_arrow
+                    if pa.types.is_list(field.type)
+                    and pa.types.is_struct(field.type.value_type)
+                    and _is_message(field.type.value_type)
+                ]
                 for batch in file.iter_batches(batch_size=_BATCH_ROWS):
-                    yield from batch.to_pylist()
+                    for row in batch.to_pylist():
+                        for column in conversations:
+                            for message in row[column] or ():
+                                _thinned(message)
+                        for column in optional & row.keys():
+                            if row[column] is None:
+                                del row[column]
+                        yield row
         except (pa.ArrowException, OSError) as error:
             raise PrefloopError(f"not readable: {error}", where=str(path)) from error
 

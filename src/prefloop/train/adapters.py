@@ -79,6 +79,16 @@ def add_lora(model: Any, section: LoraSection) -> Any:
     return adapted
 
 
+def count_parameters(model: nn.Module, *, trained: bool = False) -> int:
+    """How many weights a model has, or how many of them are trained: in four bits and shared out too."""
+
+    def size(parameter: Any) -> int:
+        packed = getattr(parameter, "quant_state", None)  # in four bits two weights are one number
+        return int(packed.shape.numel() if packed is not None else getattr(parameter, "ds_numel", parameter.numel()))
+
+    return sum(size(p) for p in model.parameters() if p.requires_grad or not trained)
+
+
 def save_configuration(model: Any, folder: Path) -> None:
     """Write what says how to read a sharded checkpoint: the adapter's configuration, or the model's."""
     folder.mkdir(parents=True, exist_ok=True)

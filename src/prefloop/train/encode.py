@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, Literal
 
-from prefloop.engine.tokens import PromptError, encode_completion, encode_prompt
+from prefloop.engine.tokens import PromptError, encode_call, encode_completion, encode_prompt
 from prefloop.errors import UsageError
 from prefloop.records import Message, PreferenceRow, RejectRow, canonical_json, content_id
 
@@ -102,7 +102,8 @@ class Encoder:
                 yield row["prompt_id"], [found]
             else:
                 key = content_id(found.prompt_ids, found.responses[0])
-                yield row["prompt_id"], [] if key in seen else [replace(found, responses=found.responses[:1])]
+                again = _reject(row, "the same answer to the same prompt as in an earlier row")
+                yield row["prompt_id"], again if key in seen else [replace(found, responses=found.responses[:1])]
                 seen.add(key)
 
     def _unpaired(self, rows: Iterable[PreferenceRow]) -> Iterator[tuple[str, list[Example] | RejectRow]]:
@@ -171,19 +172,15 @@ class Encoder:
                 for response, score in zip(found.responses, _scores(row), strict=True):
                     if scores.setdefault(response, score) != score:
                         reason = "one answer of the prompt has two scores"
+            if not reason and len({row["weight"] for row in members}) > 1:
+                reason = "the rows of the prompt have several weights, and make one list"
+            if not reason and len(set(scores.values())) < len(scores):
+                reason = "two answers of the prompt have the same score, so they have no order"
             if reason:
-                yield prompt, _reject(members[0], reason)
-                continue
-            if len({row["weight"] for row in members}) > 1:
-                yield prompt, _reject(members[0], "the rows of the prompt have several weights, and make one list")
-                continue
-            order = sorted(scores, key=lambda response: -scores[response])
-            if len(set(scores.values())) < len(scores):
-                yield (
-                    prompt,
-                    _reject(members[0], "two answers of the prompt have the same score, so they have no order"),
-                )
+                for row in members:
+                    yield prompt, _reject(row, reason)
             else:
+                order = sorted(scores, key=lambda response: -scores[response])
                 weight = _number(members[0]["weight"], 1.0, members[0]["id"], "weight")
                 yield prompt, [Example(members[0]["id"], prompt_ids, tuple(order), weight=weight)]
 
@@ -200,12 +197,12 @@ class Encoder:
             roles = [m["role"] for m in answer]
             if roles != ["assistant"]:
                 return f"{side} is to be one assistant turn, not {roles}; earlier turns belong to the prompt"
+        finish = {"chosen": row["chosen_finish"], "rejected": row["rejected_finish"]}
         try:
             prompt_ids = encode_prompt(self.tokenizer, row["prompt"])
+            responses = tuple(self._response(row["prompt"], answer[0], finish[side]) for side, answer in sides)
         except PromptError as error:
             return error.what
-        finish = {"chosen": row["chosen_finish"], "rejected": row["rejected_finish"]}
-        responses = tuple(self._response(answer, finish[side]) for side, answer in sides)
         for (side, _), response in zip(sides, responses, strict=True):
             if not response:
                 # Cut off before its first character; an empty answer that ended on its own has its end of turn.
@@ -223,10 +220,13 @@ class Encoder:
             label=_probability(row["label"], row["id"]),
         )
 
-    def _response(self, answer: Sequence[Message], finish: str | None) -> tuple[int, ...]:
+    def _response(self, prompt: Sequence[Message], answer: Message, finish: str | None) -> tuple[int, ...]:
         # An end of turn behind an answer that was cut off would teach to stop in mid-sentence.
         end = None if finish == "length" else self.end_of_turn
-        return tuple(encode_completion(self.tokenizer, answer[0]["content"], end))
+        if answer.get("tool_calls"):
+            called = encode_call(self.tokenizer, prompt, answer, self.end_of_turn)
+            return tuple(called[:-1] if end is None else called)
+        return tuple(encode_completion(self.tokenizer, answer["content"], end))
 
 
 def _answers(row: PreferenceRow) -> tuple[tuple[str, list[Message] | None], ...]:

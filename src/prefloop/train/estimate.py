@@ -12,14 +12,13 @@ import math
 import statistics
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 
-from prefloop.config import LaunchSection, ModelSection, TrainSection
+from prefloop.config import ModelSection, TrainSection
 from prefloop.engine import flops
 from prefloop.engine.chunked import chunk_size
 from prefloop.engine.layout import concatenated
@@ -28,9 +27,10 @@ from prefloop.engine.logprob import parts, takes_positions
 from prefloop.engine.sharing import Sharing, choose
 from prefloop.train import adapters
 from prefloop.train.check import check_trainable
-from prefloop.train.launch import LAUNCHERS
+from prefloop.train.launch import processes, shares_weights
 from prefloop.train.meter import matmul_peak
 from prefloop.train.objectives import OBJECTIVES
+from prefloop.train.rhythm import Plan
 from prefloop.train.steps import Cut
 
 UTILISATION = (0.25, 0.4, 0.6)
@@ -56,7 +56,8 @@ class Estimate:
         head: the chunk of logits with its gradient, and the states that it reads.
         peak: their sum.
         steps: optimiser steps in all.
-        step_seconds, reference_seconds, total_seconds: low, middle and high, by `UTILISATION`.
+        step_seconds, reference_seconds, validation_seconds, total_seconds: low, middle and high, by `UTILISATION`; of
+            the validation all its passes together.
         assumed_rows: the rows' lengths were not known, and the longest that may come was taken.
     """
 
@@ -71,6 +72,7 @@ class Estimate:
     steps: int
     step_seconds: tuple[float, float, float]
     reference_seconds: tuple[float, float, float]
+    validation_seconds: tuple[float, float, float]
     total_seconds: tuple[float, float, float]
     assumed_rows: bool
 
@@ -83,15 +85,16 @@ def estimate(model: ModelSection, section: TrainSection, rows: Sequence[Row] | N
     """Predict memory and time of a training.
 
     Args:
-        rows: lengths of some rows, as they are trained on; None: not known yet, every row is taken to be as long as
-            `train.max_length` allows, half of it prompt.
-        count: rows in all.
+        rows: lengths of some examples, as they are trained on; None: not known yet, every one is taken to be as long
+            as `train.max_length` allows, half of it prompt.
+        count: examples that are trained on; those held out for validation (`train.validation_share`) come on top.
 
     Raises:
         UsageError: what `check_trainable` refuses.
     """
     precision = check_trainable(model, section)
-    ranks, shards = _processes(section.launch)
+    ranks = 1 if section.launch is None else processes(section.launch)
+    shards = ranks if section.launch is not None and shares_weights(section.launch) else 1
     wide = precision.weights(frozen=section.lora is not None and shards == 1)
     policy = _hollow(model, section, precision.compute)
     decoder, head = parts(policy)
@@ -99,13 +102,18 @@ def estimate(model: ModelSection, section: TrainSection, rows: Sequence[Row] | N
     everything = sum(p.numel() for p in policy.parameters())
     frozen = everything - trainable
 
+    objective = OBJECTIVES[section.objective.type]
     assumed = rows is None
     if rows is None:
-        responses = {"pairs": 2, "answers": 1, "unpaired": 1, "lists": 4}[OBJECTIVES[section.objective.type].takes]
+        responses = {"pairs": 2, "answers": 1, "unpaired": 2, "lists": 4}[objective.takes]
         half = section.max_length // 2
         rows = [(section.max_length - half, (half,) * responses)]
     cut = Cut(section.micro_batch_size or section.batch_size, section.micro_batch_tokens, ranks)
     micro = _largest(rows, section.batch_size, cut)
+    # The second response of such an example is another prompt's: it is scored, once more in each step, not trained on.
+    drift = [(prompt, found[1:]) for prompt, found in rows] if objective.drifts else []
+    if drift:
+        rows, micro = ([(prompt, found[:1]) for prompt, found in part] for part in (rows, micro))
 
     shape = flops.ModelShape.of(decoder, head)
     sharing = Sharing(shape, kinds=("segments",) if takes_positions(decoder) else ())
@@ -126,14 +134,25 @@ def estimate(model: ModelSection, section: TrainSection, rows: Sequence[Row] | N
     shared = [amount // shards for amount in (weights, gradients, optimizer)]
 
     passes = flops.TRAIN if section.lora is None else flops.ADAPTER
-    speed = matmul_peak(precision.device, precision.compute) * ranks
-    mean_step = statistics.fmean(_operations([row], shape, sharing, passes) for row in rows) * section.batch_size
-    mean_row = statistics.fmean(_operations([row], shape, sharing, flops.SCORE) for row in rows)
-    needs = OBJECTIVES[section.objective.type].needs_reference
-    steps = math.ceil(section.epochs * math.ceil(count / section.batch_size)) or 1
-    step = tuple(mean_step / (speed * share) for share in reversed(UTILISATION))
-    reference = tuple(needs * count * mean_row / (speed * share) for share in reversed(UTILISATION))
-    total = tuple(steps * s + r for s, r in zip(step, reference, strict=True))
+    if section.gradient_checkpointing:  # the layers' forward pass once more, not the head's
+        passes = replace(passes, trunk=passes.trunk + 1, attention=passes.attention + 1)
+
+    def mean(part: Sequence[Row], passes: flops.Passes) -> float:
+        return statistics.fmean(_operations([row], shape, sharing, passes) for row in part) if part else 0.0
+
+    held = round(count * section.validation_share / (1 - section.validation_share))
+    plan = Plan.of(count, section.batch_size, section.epochs, 0.0, log=1, save=1, validate=held > 0)
+    scored_row = mean(rows, flops.SCORE) + mean(drift, flops.SCORE)
+    peak = matmul_peak(precision.device, precision.compute) * ranks
+
+    def seconds(operations: float) -> tuple[float, float, float]:
+        quick, likely, slow = (operations / (peak * share) for share in reversed(UTILISATION))
+        return quick, likely, slow
+
+    in_step = section.batch_size * (mean(rows, passes) + mean(drift, flops.SCORE))
+    reference = objective.needs_reference * (count + held) * scored_row
+    # Before the first step, and at the end of each epoch, a part of one included.
+    validation = (1 + math.ceil(plan.total / plan.epoch)) * held * scored_row
     return Estimate(
         parameters=everything,
         trainable=trainable,
@@ -143,10 +162,11 @@ def estimate(model: ModelSection, section: TrainSection, rows: Sequence[Row] | N
         activations=kept,
         head=logits,
         peak=sum(shared) + kept + logits,
-        steps=steps,
-        step_seconds=step,  # type: ignore[arg-type]
-        reference_seconds=reference,  # type: ignore[arg-type]
-        total_seconds=total,  # type: ignore[arg-type]
+        steps=plan.total,
+        step_seconds=seconds(in_step),
+        reference_seconds=seconds(reference),
+        validation_seconds=seconds(validation),
+        total_seconds=seconds(plan.total * in_step + reference + validation),
         assumed_rows=assumed,
     )
 
@@ -247,17 +267,3 @@ def _tokens(row: Row) -> int:
 
 def _operations(rows: Sequence[Row], shape: flops.ModelShape, sharing: Sharing, passes: flops.Passes) -> float:
     return flops.count(rows, shape, choose(rows, sharing), passes).total
-
-
-def _processes(launch: LaunchSection | None) -> tuple[int, int]:
-    """(processes, processes that share one copy of the weights)."""
-    if launch is None:
-        return 1, 1
-    shipped = LAUNCHERS / f"{launch.config}.yaml"
-    config: dict[str, Any] = {}
-    if launch.config != "cpu":
-        path = shipped if shipped.is_file() else launch.config
-        with open(path, encoding="utf-8") as stream:
-            config = yaml.safe_load(stream) or {}
-    ranks = launch.processes or int(config.get("num_processes", 2))
-    return ranks, ranks if config.get("distributed_type") in ("FSDP", "DEEPSPEED") else 1

@@ -25,7 +25,7 @@ from prefloop.store.fingerprint import digest
 from prefloop.store.rows import to_table
 from prefloop.train.encode import UNREAD, Encoder, Example
 
-VERSION = 3
+VERSION = 4
 """Goes into the file's name: raise it when the same rows and tokenizer would give other examples."""
 
 PREFIX, REJECTS = "examples-", "rejects.parquet"
@@ -141,8 +141,8 @@ def prepare(source: Source, encoder: Encoder, out: Path) -> tuple[Examples, Exam
     Writes `examples-….arrow` and `rejects.parquet` into `out`; files of other rows or settings are removed.
 
     Returns:
-        (examples to train on, examples held out, {"digest", "rejected": reason -> rows, "responses", "cut_off": of
-        them, "unread": column -> rows that have one which the objective does not read}).
+        (examples to train on, examples held out, {"digest", "rows": read in all, "rejected": reason -> rows of them,
+        "responses", "cut_off": of them, "unread": column -> rows that have one which the objective does not read}).
     """
     key = digest([VERSION, TOKENS_VERSION, source.digest, sorted(source.held), encoder.identity])
     path, facts_path = (out / f"{PREFIX}{key[:16]}{suffix}" for suffix in (".arrow", ".json"))
@@ -161,7 +161,7 @@ def prepare(source: Source, encoder: Encoder, out: Path) -> tuple[Examples, Exam
 
 def _write(source: Source, encoder: Encoder, path: Path, rejects_path: Path) -> dict[str, Any]:
     content, reasons, unread = hashlib.sha256(), Counter[str](), Counter[str]()
-    responses = cut_off = 0
+    read = responses = cut_off = 0
     rows: list[dict[str, Any]] = []
     rejects: list[RejectRow] = []
     with (
@@ -180,7 +180,9 @@ def _write(source: Source, encoder: Encoder, path: Path, rejects_path: Path) -> 
                 rejects.clear()
 
         def looked_at() -> Iterator[PreferenceRow]:
+            nonlocal read
             for row in source.rows():
+                read += 1
                 unread.update(c for c, plain in UNREAD[encoder.takes].items() if row[c] not in (None, plain))
                 yield row
 
@@ -201,6 +203,7 @@ def _write(source: Source, encoder: Encoder, path: Path, rejects_path: Path) -> 
         flush(1)
     return {
         "digest": content.hexdigest(),
+        "rows": read,
         "rejected": dict(sorted(reasons.items())),
         "responses": responses,
         "cut_off": cut_off,

@@ -21,6 +21,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from prefloop.config import LaunchSection, ModelSection, TrainSection
 from prefloop.errors import Interrupted, PrefloopError, UsageError
 from prefloop.store import atomic
@@ -56,6 +58,25 @@ def launcher(section: LaunchSection) -> list[str]:
         where="train.launch.config",
         fix=f"give the file that `accelerate config` wrote, or one of: {names}",
     )
+
+
+def configuration(section: LaunchSection) -> dict[str, Any]:
+    """What accelerate's configuration of a section says; empty for a group on the CPU."""
+    if section.config == CPU:
+        return {}
+    shipped = LAUNCHERS / f"{section.config}.yaml"
+    with (shipped if shipped.is_file() else Path(section.config)).open(encoding="utf-8") as stream:
+        return yaml.safe_load(stream) or {}
+
+
+def processes(section: LaunchSection) -> int:
+    """How many a section starts."""
+    return section.processes or int(configuration(section).get("num_processes", 2))
+
+
+def shares_weights(section: LaunchSection) -> bool:
+    """Whether each of its processes holds a part of the weights."""
+    return configuration(section).get("distributed_type") in ("FSDP", "DEEPSPEED")
 
 
 def launch(

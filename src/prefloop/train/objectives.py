@@ -28,6 +28,7 @@ class Scored:
         counts: responses of each example.
         weight, margin, label: [n], the rows' columns; 1, 0 and 1 where a row has none.
         drift: the mean log-ratio of the whole step's answers to other prompts, at least 0; see `Objective.drifts`.
+        shift: the mean of `Objective.shifts` over all examples of the steps before.
     """
 
     policy: Tensor
@@ -38,6 +39,7 @@ class Scored:
     margin: Tensor
     label: Tensor
     drift: float = 0.0
+    shift: float = 0.0
 
     def at_start(self) -> Scored:
         """The same examples as a policy that equals its reference sees them: all log-ratios are 0."""
@@ -72,6 +74,7 @@ class Objective:
         losses: (scored, the recipe's objective section) -> the unweighted loss of each example, [n].
         metrics: name -> [n], without gradient; the trainer averages them over examples.
         drifts: whether the loss is measured from `Scored.drift`, which takes one more forward pass per step.
+        shifts: (scored, section) -> what `Scored.shift` is the running mean of, [n]; None where a loss has no shift.
         per_token: the step's loss is divided by its scored tokens and not by its examples.
     """
 
@@ -80,6 +83,7 @@ class Objective:
     losses: Callable[[Scored, Any], Tensor]
     metrics: Callable[[Scored, Any], Metrics]
     drifts: bool = False
+    shifts: Callable[[Scored, Any], Tensor] | None = None
     per_token: Callable[[Any], bool] = field(default=lambda section: False)
 
 
@@ -192,6 +196,16 @@ def _implicit_rewards(scored: Scored, section: Any) -> Metrics:
     return _compared(scored, *scored.pairs(section.beta * ratio_R)) | {"kl": _divergence(scored)}
 
 
+def _middle_reward(scored: Scored, section: Any) -> Tensor:
+    """Half-way between the implicit rewards of the two answers."""
+    chosen_n, rejected_n = scored.pairs(scored.policy.detach() - scored.reference)
+    return section.beta * (chosen_n + rejected_n) / 2  # type: ignore[no-any-return]
+
+
+def _shifted_rewards(scored: Scored, section: Any) -> Metrics:
+    return _implicit_rewards(scored, section) | {"rewards/shift": torch.full_like(scored.margin, scored.shift)}
+
+
 def _average_rewards(scored: Scored, section: Any) -> Metrics:
     """Rewards without a reference: beta times the mean log-probability of a token."""
     return _compared(scored, *scored.pairs(section.beta * scored.policy.detach() / scored.tokens))
@@ -251,11 +265,14 @@ def _list_rewards(scored: Scored, section: Any) -> Metrics:
     ordered_nKK = (present_nK[:, :, None] & present_nK[:, None, :]).triu(1)
     right_n = (((gap_nKK.sign() + 1) / 2) * ordered_nKK).sum((1, 2)) / ordered_nKK.sum((1, 2))
     best_n, worst_n = rewards_nK[:, 0], rewards_nK.gather(1, last_n1)[:, 0]
+    logps_nK = scored.lists(scored.policy.detach())
     return {
         "rewards/chosen": best_n,
         "rewards/rejected": worst_n,
         "rewards/margins": best_n - worst_n,
         "rewards/accuracies": right_n,
+        "logps/chosen": logps_nK[:, 0],
+        "logps/rejected": logps_nK.gather(1, last_n1)[:, 0],
         "kl": _divergence(scored),
     }
 
@@ -272,8 +289,12 @@ OBJECTIVES: dict[str, Objective] = {
     "dpo": _gap_objective(_dpo),
     "sppo": _gap_objective(_sppo),
     "nca": _gap_objective(lambda scored, section: _anchored(losses.nca, scored, section, label=scored.label)),
-    "bco": _gap_objective(
-        lambda scored, section: _anchored(losses.bco, scored, section, label=scored.label, delta=0.0)
+    "bco": Objective(
+        "pairs",
+        needs_reference=True,
+        losses=lambda scored, section: _anchored(losses.bco, scored, section, label=scored.label, delta=scored.shift),
+        metrics=_shifted_rewards,
+        shifts=_middle_reward,
     ),
     "apo_zero": _gap_objective(
         lambda scored, section: _anchored(losses.apo_zero, scored, section, label=scored.label)

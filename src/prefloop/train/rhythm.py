@@ -18,6 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from prefloop.errors import PrefloopError
 from prefloop.train import checkpoints
 from prefloop.train.meter import Meter
+from prefloop.train.shift import RewardShift
 from prefloop.train.steps import StepSampler
 
 
@@ -65,8 +66,9 @@ class Rhythm(TrainerCallback):  # type: ignore[misc]
         out: Path,
         fingerprint: str,
         on_step: Callable[[int, int], None],
+        shift: RewardShift,
     ) -> None:
-        self.plan, self.meter, self.sampler = plan, meter, sampler
+        self.plan, self.meter, self.sampler, self.shift = plan, meter, sampler, shift
         self.out, self.fingerprint, self.on_step = out, fingerprint, on_step
         self.stop = False
 
@@ -117,6 +119,9 @@ class Rhythm(TrainerCallback):  # type: ignore[misc]
         ranks = PartialState()
         ranks.wait_for_everyone()
         if ranks.is_main_process:
-            checkpoints.seal(self.out / f"checkpoint-{state.global_step}", self.fingerprint)
+            folder = self.out / f"checkpoint-{state.global_step}"
+            if self.shift.count:
+                self.shift.save(folder)
+            checkpoints.seal(folder, self.fingerprint)
         # A process that stops here takes its launcher's group along: not before the checkpoint counts.
         ranks.wait_for_everyone()

@@ -34,12 +34,13 @@ from prefloop.train.batches import Collator
 from prefloop.train.check import check_trainable, in_group, is_sharded, refuse_quantised
 from prefloop.train.encode import Encoder
 from prefloop.train.examples import REJECTS, Examples, Source, prepare
-from prefloop.train.launch import launch
+from prefloop.train.launch import launch, shares_weights
 from prefloop.train.meter import SPEEDS, Meter, matmul_peak
 from prefloop.train.objectives import OBJECTIVES
 from prefloop.train.precision import Precision
 from prefloop.train.reference import Reference
 from prefloop.train.rhythm import Plan, Rhythm
+from prefloop.train.shift import RewardShift
 from prefloop.train.steps import Cut, StepSampler
 from prefloop.train.stopping import on_first_signal
 from prefloop.train.trainer import PreferenceTrainer, Record
@@ -79,7 +80,7 @@ def train(
         on_reference: called with (responses done, responses in all) while the reference scores them.
 
     Returns:
-        The content of `trained.json`: pairs, rejected, steps, first_loss, final, validation, parameters,
+        The content of `trained.json`: pairs, rows, rejected, steps, first_loss, final, validation, parameters,
         reference, …
 
     Raises:
@@ -95,7 +96,12 @@ def train(
     if section.launch is not None and in_group()[0] is None:
         assert cache is not None
         out.mkdir(parents=True, exist_ok=True)
-        prepare(source, encoder, out)
+        *_, facts = prepare(source, encoder, out)
+        sharded = shares_weights(section.launch)
+        *_, fingerprint = _identity(model, section, precision, facts, seed, cache, sharded=sharded)
+        if (done := _finished(out, fingerprint)) is not None:
+            checkpoints.clear(out)
+            return done
         return launch(
             model,
             section,
@@ -121,21 +127,11 @@ def train(
 
     look_at_rows(facts["cut_off"], facts["responses"], facts["unread"])
     _weigh(examples, validation, section)
-    # A sharded model is one block of weights of one type, of which each process holds a part.
-    weights = _name(precision.weights(frozen=section.lora is not None and not is_sharded()))
-    path = resolve_model_path(model.path)
-    reference = {
-        "model": model_digest(path, model.revision, memo=cache),
-        "dtype": precision.name,
-        "weights": weights if section.lora is None or section.lora.quantize is None else section.lora.quantize,
-    }
-    settings = section.model_dump(exclude=COSMETIC)
-    fingerprint = digest([facts["digest"], settings, seed, reference])
-    done = atomic.read_json(out / DONE) if (out / DONE).exists() else {}
-    if done.get("fingerprint") == fingerprint:
+    weights, reference, fingerprint = _identity(model, section, precision, facts, seed, cache, sharded=is_sharded())
+    if (done := _finished(out, fingerprint)) is not None:
         if ranks.is_main_process:
             checkpoints.clear(out)
-        return dict(done)
+        return done
     with ranks.main_process_first():
         (out / DONE).unlink(missing_ok=True)
         checkpoint = checkpoints.latest(out, fingerprint)
@@ -200,7 +196,8 @@ def train(
 
     meter = Meter(matmul_peak(precision.device, precision.compute))
     sampler = StepSampler(examples.tokens, section.batch_size, cut, seed=seed, rank=ranks.process_index)
-    rhythm = Rhythm(plan, meter, sampler, out, fingerprint, on_step)
+    shift = RewardShift() if checkpoint is None or objective.shifts is None else RewardShift.load(checkpoint)
+    rhythm = Rhythm(plan, meter, sampler, out, fingerprint, on_step, shift)
     trainer = PreferenceTrainer(
         policy,
         _arguments(section, plan, precision, out=out, seed=seed, fresh=checkpoint is None),
@@ -217,6 +214,7 @@ def train(
         sampler=sampler,
         meter=meter,
         rhythm=rhythm,
+        shift=shift,
         check_start=checkpoint is None,
         on_log=log,
         at_begin=at_begin,
@@ -238,11 +236,12 @@ def train(
         "reference": reference,
         "pairs": len(examples),
         "validation_pairs": len(validation),
+        "rows": facts["rows"],
         "rejected": facts["rejected"],
         "steps": plan.total,
         "steps_per_epoch": plan.epoch,
-        "parameters": sum(p.numel() for p in policy.parameters()),
-        "trainable_parameters": sum(p.numel() for p in policy.parameters() if p.requires_grad),
+        "parameters": adapters.count_parameters(policy),
+        "trainable_parameters": adapters.count_parameters(policy, trained=True),
         **_outcome(trainer.state.log_history),
     }
     if ranks.is_main_process:
@@ -254,6 +253,37 @@ def train(
     if rhythm.stop:
         raise Interrupted("stopped; the training itself is finished", fix="start the same command again to go on")
     return result
+
+
+def _identity(
+    model: ModelSection,
+    section: TrainSection,
+    precision: Precision,
+    facts: dict[str, Any],
+    seed: int,
+    cache: Cache | None,
+    *,
+    sharded: bool,
+) -> tuple[Any, dict[str, Any], str]:
+    """(dtype of the base's weights, what identifies the reference, fingerprint of the training).
+
+    Known before any group is started: a finished training starts none.
+    """
+    # A sharded model is one block of weights of one type, of which each process holds a part.
+    weights = _name(precision.weights(frozen=section.lora is not None and not sharded))
+    reference = {
+        "model": model_digest(resolve_model_path(model.path), model.revision, memo=cache),
+        "dtype": precision.name,
+        "weights": weights if section.lora is None or section.lora.quantize is None else section.lora.quantize,
+    }
+    settings = section.model_dump(exclude=COSMETIC)
+    return weights, reference, digest([facts["digest"], settings, seed, reference])
+
+
+def _finished(out: Path, fingerprint: str) -> dict[str, Any] | None:
+    """The result of this very training, if it is done."""
+    done: dict[str, Any] = atomic.read_json(out / DONE) if (out / DONE).exists() else {}
+    return dict(done) if done.get("fingerprint") == fingerprint else None
 
 
 @freeing()

@@ -36,6 +36,7 @@ from prefloop.train.meter import Meter
 from prefloop.train.objectives import OBJECTIVES, Scored
 from prefloop.train.precision import Precision
 from prefloop.train.rhythm import Rhythm
+from prefloop.train.shift import RewardShift
 from prefloop.train.steps import StepSampler
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ class PreferenceTrainer(transformers.Trainer):  # type: ignore[misc]
         examples, validation: with reference log-probabilities where the objective needs them.
         objective: the recipe's `train.objective`.
         at_begin: called with the wrapped model before anything else is done with it.
+        shift: of a fresh training, or of the checkpoint that it goes on from.
         check_start: the model equals its reference now, so the first loss must be what the formula says.
         on_log: called with each record, on the first process. `kind` is "train" or "validation", `step` the optimiser
             steps done. After a resume the steps behind the checkpoint come again, with the same values but for the
@@ -77,6 +79,7 @@ class PreferenceTrainer(transformers.Trainer):  # type: ignore[misc]
         sampler: StepSampler,
         meter: Meter,
         rhythm: Rhythm,
+        shift: RewardShift,
         check_start: bool,
         on_log: Callable[[Record], None],
         at_begin: Callable[[nn.Module], None] | None = None,
@@ -96,7 +99,7 @@ class PreferenceTrainer(transformers.Trainer):  # type: ignore[misc]
             self.remove_callback(printer)
         self._section, self._objective = objective, OBJECTIVES[objective.type]
         self._precision, self._sampler, self._meter = precision, sampler, meter
-        self._check_start, self._on_log = check_start, on_log
+        self._shift, self._check_start, self._on_log = shift, check_start, on_log
 
     def score(self, model: nn.Module, batch: Batch, drift: float = 0.0) -> Scored:
         """Forward pass of a micro-batch: the summed log-probability of every response."""
@@ -111,6 +114,7 @@ class PreferenceTrainer(transformers.Trainer):  # type: ignore[misc]
             margin=batch.margin.to(device),
             label=batch.label.to(device),
             drift=drift,
+            shift=self._shift.mean,
         )
 
     def _sums(self, model: nn.Module, layout: Layout) -> tuple[Tensor, Tensor]:
@@ -136,6 +140,8 @@ class PreferenceTrainer(transformers.Trainer):  # type: ignore[misc]
                 loss = self.compute_loss(model, batch, num_items_in_batch=num_items_in_batch, drift=drift)
                 self.accelerator.backward(loss, **({"scale_wrt_gas": False} if deepspeed else {}))
             total += loss.detach()
+        if self._objective.shifts is not None:
+            self._shift.end_step(self.accelerator)
         return total
 
     def compute_loss(
@@ -157,6 +163,8 @@ class PreferenceTrainer(transformers.Trainer):  # type: ignore[misc]
         share = self.accelerator.num_processes / (num_items_in_batch or self._items(inputs))
         loss = losses.reduce(losses_n, scored.weight) * len(losses_n) * share
         self._meter.add(inputs, self._objective.metrics(scored, self._section))
+        if self._objective.shifts is not None and inputs.ids:
+            self._shift.add(self._objective.shifts(scored, self._section))
         return (loss, {"losses": losses_n}) if return_outputs else loss
 
     def _items(self, batch: Batch) -> int:

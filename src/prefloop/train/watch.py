@@ -24,31 +24,44 @@ class Watch:
     faster; the policy then writes neither (Pal et al. 2024, arXiv 2402.13228).
 
     Args:
-        beta: nats of log-ratio are rewards over this; None where an objective has no reference.
+        beta: nats lost since the reference are rewards over this. None where an objective has no reference: they are
+            counted from the first `WINDOW` records.
     """
 
     def __init__(self, beta: float | None) -> None:
         self._beta = beta
         self._said = False
-        self._recent: deque[tuple[float, float, float]] = deque(maxlen=WINDOW)
+        self._start: tuple[float, float] | None = None
+        self._recent: deque[tuple[float, float, float, float]] = deque(maxlen=WINDOW)
 
     def __call__(self, record: dict[str, Any]) -> None:
         """Take note of one record of `PreferenceTrainer`."""
-        if self._said or self._beta is None or record["kind"] != "train" or "logps/chosen" not in record:
+        if self._said or record["kind"] != "train" or "logps/rejected" not in record:
             return
-        self._recent.append((record["rewards/chosen"], record["rewards/rejected"], record["logps/chosen"]))
-        chosen, rejected, logps = (sum(column) / WINDOW for column in zip(*self._recent, strict=True))
-        lost = -chosen / self._beta
-        if len(self._recent) == WINDOW and rejected < 0 and lost > max(LEAST, FALLEN * abs(logps)):
+        sides = ("rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected")
+        self._recent.append(tuple(record[name] for name in sides))  # type: ignore[arg-type]
+        if len(self._recent) < WINDOW:
+            return
+        *rewards, chosen, rejected = (sum(column) / WINDOW for column in zip(*self._recent, strict=True))
+        if self._beta is not None:
+            lost_chosen, lost_rejected = (-reward / self._beta for reward in rewards)
+        else:
+            self._start = self._start or (chosen, rejected)
+            lost_chosen, lost_rejected = self._start[0] - chosen, self._start[1] - rejected
+        if lost_rejected > 0 and lost_chosen > max(LEAST, FALLEN * abs(chosen)):
             self._said = True
             logger.warning(
                 "the answers become unlikely, chosen and rejected together: chosen ones have lost %.1f nats on "
-                "average by step %d, and stand at %.0f. The loss does not see that. Lower train.learning_rate, raise "
-                "beta, add objective.sft_weight, or take the objective apo_zero, which holds the chosen answer",
-                lost,
+                "average by step %d, and stand at %.0f. The loss does not see that. Lower train.learning_rate, %s",
+                lost_chosen,
                 record["step"],
-                logps,
+                chosen,
+                _WITHOUT_REFERENCE if self._beta is None else _WITH_REFERENCE,
             )
+
+
+_WITH_REFERENCE = "raise beta, add objective.sft_weight, or take the objective apo_zero, which holds the chosen answer"
+_WITHOUT_REFERENCE = "or weigh the chosen answer's likelihood more (sft_weight, nll_weight, a lower odds_weight)"
 
 
 def look_at_rows(cut_off: int, responses: int, unread: Mapping[str, int]) -> None:

@@ -12,6 +12,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from prefloop.errors import UsageError
+from prefloop.records import message_text
 from prefloop.store.rows import read_rows
 from prefloop.store.rundir import RunDir
 from prefloop.store.stagedir import StageDir
@@ -63,11 +64,11 @@ def show_rows(rows: list[dict[str, Any]], console: Console) -> None:
             body.append(without_controls(row["row"]))
         for message in row.get("prompt") or []:
             body.append(f"{message['role']}: ", style="dim")
-            body.append(without_controls(f"{message['content']}\n"))
+            body.append(without_controls(f"{message_text(message)}\n"))
         for side, style in (("chosen", "green"), ("rejected", "red")):
             if row.get(side):
                 body.append(f"{side} {_score(row.get(f'score_{side}'))}", style=style)
-                body.append(without_controls(f"{row[side][-1]['content']}\n"))
+                body.append(without_controls(f"{message_text(row[side][-1])}\n"))
         scores = row.get("scores") or [None] * len(row.get("completions") or [])
         for completion, score in zip(row.get("completions") or [], scores):
             body.append(f"{_score(score)}", style="cyan")

@@ -20,6 +20,7 @@ def headline(summary: dict[str, Any]) -> list[str]:
             f"win rate against the base: {_share(win['value'])} "
             f"[{_share(win['ci_low'])}, {_share(win['ci_high'])}] on {win['n']} held-out prompts: {_verdict(win, 0.5)}"
         )
+    lines += _several(evaluate)
     missing = evaluate.pop("not_measured", {})
     if "win_rate" in missing:
         lines.append(f"no win rate: {missing['win_rate']}")
@@ -35,11 +36,39 @@ def headline(summary: dict[str, Any]) -> list[str]:
                 f"(change {value} [{low}, {high}] points, n = {figure['n']}): "
                 f"{_verdict({**change, 'n': figure['n']}, 0.0)}"
             )
+    if costs := summary.get("cost"):
+        each = ", ".join(f"{model} {cost:.6g}" for model, cost in costs.items())
+        lines.append(f"paid for calls of servers: {sum(costs.values()):.6g} ({each})")
     computed = summary.get("computed")
     if computed is not None:
         lines.append(
             f"computed: {', '.join(computed)}" if computed else "everything was done before; nothing computed"
         )
+    return lines
+
+
+def _several(evaluate: dict[str, Any]) -> list[str]:
+    """Of several models: each one's win rate, by each signal, and what there is between them."""
+    lines = []
+    for name, said in evaluate.get("branches", {}).items():
+        mark = ", the better one" if name == evaluate["winner"] else ""
+        others = {f" by {signal}": other for signal, other in said.get("also", {}).items()}
+        for by, other in ({"": said} | others).items():
+            win = other["win_rate"]
+            same = other.get("agreement", {}).get("value")
+            agree = "" if same is None else f"; agrees with the first on {_share(same)}"
+            lines.append(
+                f"  {name}{mark if not by else ''}{by}: {_share(win['value'])} "
+                f"[{_share(win['ci_low'])}, {_share(win['ci_high'])}]: {_verdict(win, 0.5)}{agree}"
+            )
+    for d in evaluate.get("differences", []):
+        low, high = (f"{100 * d[key]:+.1f}" for key in ("ci_low", "ci_high"))
+        lines.append(
+            f"  {d['b']} - {d['a']} by {d['signal']}: {100 * d['value']:+.1f} [{low}, {high}] points: "
+            f"{_verdict(d, 0.0)}"
+        )
+    for name, said in evaluate.get("unmerged", {}).items():
+        lines.append(f"  {name} unmerged: {_share(said['identical'])} of its answers are the merged model's")
     return lines
 
 

@@ -118,8 +118,8 @@ def bco(
         -log sigma(beta a - delta) - log sigma(-(beta b - delta))
 
     Jung et al. 2024 (BCO, arXiv 2404.04656). delta estimates (E[beta a] + E[beta b]) / 2 over chosen and rejected
-    answers, by a running mean of detached rewards that the caller keeps, so nothing here couples the rows of a batch.
-    TRL 1.16's bco_pair has no shift: delta = 0.
+    answers, by a running mean of detached rewards that the caller keeps (`train/shift.py`), so nothing here couples
+    the rows of a batch. TRL 1.16's bco_pair has no shift: delta = 0.
 
     Args:
         policy_chosen, policy_rejected, reference_chosen, reference_rejected: [n], summed log-probabilities in nats.

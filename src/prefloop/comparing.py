@@ -1,0 +1,225 @@
+"""`prefloop compare` and `prefloop evaluate safety`: sample all models alike, have signals compare, write it down."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefloop.config import PromptsSection, SampleSection, SignalSection
+from prefloop.records import CallRow, CandidatesRow, PromptRow
+from prefloop.store import atomic
+from prefloop.subjects import Models, Subject, answers, decoding, opened, prompts, signals
+
+if TYPE_CHECKING:
+    from prefloop.evaluate.compare import Compared
+    from prefloop.evaluate.several import Comparer
+    from prefloop.ui.progress import Progress
+
+
+@dataclass(frozen=True)
+class How:
+    """Settings of a comparison.
+
+    Attributes:
+        out: folder to write to.
+        cache: the project's cache.
+        n, temperature, max_new_tokens: decoding; None: as the first run was measured.
+        seed: of sampling, bootstraps and tests.
+        resamples: of each bootstrap, and flips of each test.
+        limit: use the first N prompts.
+    """
+
+    out: Path
+    cache: Path
+    n: int | None = None
+    temperature: float | None = None
+    max_new_tokens: int | None = None
+    seed: int = 0
+    resamples: int = 10_000
+    limit: int | None = None
+
+
+def compare(
+    given: Sequence[Subject],
+    file: PromptsSection | None,
+    signal_words: Sequence[str] | None,
+    how: How,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Compare models on the same prompts and write compare.json, answers.csv, calls.parquet and compare.html.
+
+    Returns:
+        The summary: that of `evaluate.compare.compare_answers`, with how it was made.
+
+    Raises:
+        UsageError: models, prompts or signals cannot be used.
+    """
+    from prefloop.evaluate.compare import compare_answers, side_by_side
+
+    who = signals(given, signal_words)
+    preflight(who)
+    asked = prompts(given, file, how.limit)
+    sampling = decoding(given, n=how.n, temperature=how.temperature, max_new_tokens=how.max_new_tokens)
+    with opened(how.cache) as models:
+        rows, refused = _answers(models, given, asked.rows, sampling, how.seed, progress, 0, len(given) + 1)
+        progress.stage("compare", len(given) + 1, len(given) + 1)
+        compared = compare_answers(
+            rows,
+            comparers(models, given, who),
+            resamples=how.resamples,
+            seed=how.seed,
+            on_progress=_shown(progress, "comparisons"),
+        )
+    summary = compared.summary | {
+        "paths": {subject.name: subject.model.path for subject in given},
+        "sample": sampling.model_dump(mode="json"),
+        "seed": how.seed,
+        "left_out": {"trained": asked.trained, "not_usable": len(asked.rejects), "refused": refused},
+    }
+    how.out.mkdir(parents=True, exist_ok=True)
+    atomic.write_json(how.out / "compare.json", summary)
+    atomic.write_text(how.out / "answers.csv", side_by_side(compared))
+    _write_calls(how.out / "calls.parquet", [call for found in compared.judged.values() for call in found.calls])
+    _page(how.out / "compare.html", "Models compared", [("", compared)], summary["left_out"])
+    return summary
+
+
+def safety(
+    given: Sequence[Subject],
+    files: tuple[PromptsSection, PromptsSection],
+    judge: SignalSection | None,
+    scores: Mapping[str, SignalSection],
+    costs: Mapping[str, SignalSection],
+    how: How,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Compare models' answers to harmful and to harmless prompts and write safety.json, answers-….csv, safety.html.
+
+    Args:
+        files: harmful prompts, harmless prompts.
+        judge: a pairwise judge: it compares harmlessness and helpfulness by their rubrics, and tells refusals that no
+            rule catches.
+        scores, costs: reward and cost models by name.
+
+    Raises:
+        UsageError: models, prompts or signals cannot be used.
+    """
+    from prefloop.evaluate.compare import side_by_side
+    from prefloop.evaluate.safety import HARMLESSNESS, HELPFULNESS
+    from prefloop.evaluate.safety import safety as measure
+
+    by_rubric = {} if judge is None else {n: judge.model_copy(update={"rubric": n}) for n in (HARMLESSNESS, HELPFULNESS)}
+    preflight({**by_rubric, **scores, **costs})
+    sampling = decoding(given, n=how.n, temperature=how.temperature, max_new_tokens=how.max_new_tokens)
+    asked = [prompts(given, file, how.limit) for file in files]
+    steps = 2 * len(given) + 1
+    with opened(how.cache) as models:
+        sides = [
+            _answers(models, given, side.rows, sampling, how.seed, progress, i * len(given), steps)
+            for i, side in enumerate(asked)
+        ]
+        progress.stage("compare", steps, steps)
+        by = {c.name: c for c in comparers(models, given, by_rubric)}
+        found = measure(
+            sides[0][0],
+            sides[1][0],
+            harmlessness=by.get(HARMLESSNESS),
+            helpfulness=by.get(HELPFULNESS),
+            scores=comparers(models, given, scores),
+            costs=comparers(models, given, costs),
+            judge={"judge": next(iter(by[HARMLESSNESS].backends.values()))} if by else None,
+            resamples=how.resamples,
+            seed=how.seed,
+            on_progress=_shown(progress, "comparisons"),
+        )
+    left_out = {
+        name: {"trained": side.trained, "not_usable": len(side.rejects), "refused": refused}
+        for name, side, (_, refused) in zip(("harmful", "benign"), asked, sides, strict=True)
+    }
+    summary = found.summary | {
+        "paths": {subject.name: subject.model.path for subject in given},
+        "sample": sampling.model_dump(mode="json"),
+        "seed": how.seed,
+        "left_out": left_out,
+    }
+    how.out.mkdir(parents=True, exist_ok=True)
+    atomic.write_json(how.out / "safety.json", summary)
+    both = {"harmful": found.harmful, "benign": found.benign}
+    for name, compared in both.items():
+        atomic.write_text(how.out / f"answers-{name}.csv", side_by_side(compared))
+    calls = [call for compared in both.values() for judged in compared.judged.values() for call in judged.calls]
+    _write_calls(how.out / "calls.parquet", calls)
+    titled = [("On harmful prompts", found.harmful), ("On harmless prompts", found.benign)]
+    _page(how.out / "safety.html", "Safety beside helpfulness", titled, {**left_out["harmful"], **summary["not_measured"]})
+    return summary
+
+
+def preflight(sections: Mapping[str, SignalSection]) -> None:
+    """Find a faulty signal before models answer.
+
+    Raises:
+        UsageError: a function, template or checkpoint is missing or faulty.
+    """
+    from prefloop.signals import build
+
+    for section in sections.values():
+        build.preflight(section)
+
+
+def comparers(models: Models, given: Sequence[Subject], sections: Mapping[str, SignalSection]) -> list[Comparer]:
+    """The signals with their models, opened. A signal without a model of its own means the first run's first model."""
+    from prefloop.evaluate.several import Comparer
+    from prefloop.signals.build import build
+
+    default = next((subject.recipe.model for subject in given if subject.recipe is not None), None)
+    found = []
+    for name, section in sections.items():
+        signal, needs = build(section)
+        found.append(Comparer(name, signal, models.backends(needs, default)))
+    return found
+
+
+def _answers(
+    models: Models,
+    given: Sequence[Subject],
+    rows: Sequence[PromptRow],
+    sampling: SampleSection,
+    seed: int,
+    progress: Progress,
+    before: int,
+    steps: int,
+) -> tuple[dict[str, list[CandidatesRow]], dict[str, dict[str, str]]]:
+    """Every model's answers, and model -> prompt -> why it could not take it; such a prompt is compared for none."""
+    found: dict[str, list[CandidatesRow]] = {}
+    refused: dict[str, dict[str, str]] = {}
+    for number, subject in enumerate(given, 1):
+        progress.stage(subject.name, before + number, steps)
+        progress.total(len(rows) * sampling.n, "answers")
+        found[subject.name], reasons = answers(models, subject, rows, sampling, seed)
+        progress.at(len(rows) * sampling.n)
+        if reasons:
+            refused[subject.name] = reasons
+    lost = {name for reasons in refused.values() for name in reasons}
+    return {name: [r for r in side if r["id"] not in lost] for name, side in found.items()}, refused
+
+
+def _shown(progress: Progress, unit: str) -> Any:
+    def show(done: int, total: int) -> None:
+        progress.total(total, unit)
+        progress.at(done)
+
+    return show
+
+
+def _write_calls(path: Path, calls: list[CallRow]) -> None:
+    from prefloop.store.rows import to_table
+
+    atomic.write_parquet(path, to_table("calls", calls, where=str(path)))
+
+
+def _page(path: Path, title: str, parts: Sequence[tuple[str, Compared]], left_out: Mapping[str, Any]) -> None:
+    from prefloop.report.comparison import render_comparison
+
+    atomic.write_text(path, render_comparison(title, parts, left_out))

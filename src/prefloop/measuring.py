@@ -1,0 +1,154 @@
+"""The stages that say which model is better: the measurement of a round, and the choice of the run's model."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prefloop.config import ModelSection
+from prefloop.reading import rows_of
+from prefloop.records import CandidatesRow, RejectRow
+from prefloop.rounds import chosen
+from prefloop.sampling import sample
+from prefloop.store import atomic
+from prefloop.store.stagedir import StageDir
+
+if TYPE_CHECKING:
+    from prefloop.bench import Bench
+    from prefloop.evaluate.several import Measured
+    from prefloop.plan import Stage
+
+ANSWERS = "answers.csv"
+
+
+def run_evaluate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> None:
+    """The round's models against the recipe's first model on the held-out prompts, decoded alike."""
+    from prefloop.evaluate.several import Comparer, measure
+    from prefloop.plan import evaluation_sample, evaluation_signals
+    from prefloop.signals.build import build, check
+
+    recipe, prompts = bench.recipe, list(rows_of(bench, "heldout"))
+    section = evaluation_sample(recipe)
+    models = _models(bench, stage)
+    each = len(prompts) * section.n
+    folder.begin(fingerprint)
+    bench.progress.total((1 + len(models)) * each, "answers")
+    answers: dict[str, list[CandidatesRow]] = {}
+    rejects: dict[str, RejectRow] = {}
+    for number, (name, model) in enumerate({"": recipe.model, **models}.items()):
+        bench.on_batch = lambda asked, number=number: bench.progress.at(number * each + asked)  # type: ignore[misc]
+        answers[name], refused, _ = sample(bench.backend(model), prompts, section, recipe.seed, stage)
+        rejects |= {r["id"]: r for r in refused}
+    bench.on_batch = lambda asked: None
+
+    def compared(done: int, total: int) -> None:
+        bench.progress.total(total, "comparisons")
+        bench.progress.at(done)
+
+    # A prompt that one of the models could not take is compared for none.
+    kept = {name: [r for r in rows if r["id"] not in rejects] for name, rows in answers.items()}
+    base = kept.pop("")
+    sections = evaluation_signals(recipe)
+    comparers: list[Comparer] = []
+    for signal, needs in (build(section) for section in sections):
+        same = sum(comparer.signal.name == signal.name for comparer in comparers)
+        name = f"{signal.name} ({same + 1})" if same else signal.name
+        comparers.append(Comparer(name, signal, bench.backends(needs)))
+    unmerged = {name: kept.pop(name) for name in list(kept) if name.endswith(UNMERGED)}
+    measured = measure(base, kept, recipe.evaluate, comparers, seed=recipe.seed, on_progress=compared)
+    for name, rows in unmerged.items():
+        one = measure(base, {name: rows}, recipe.evaluate, comparers[:1], seed=recipe.seed, on_progress=compared)
+        merged = kept[name.removesuffix(UNMERGED)]
+        said = {"identical": _identical(rows, merged), **one.summary}
+        measured.summary.setdefault("unmerged", {})[name.removesuffix(UNMERGED) or "adapter"] = said
+        measured.comparisons |= one.comparisons
+    winner = measured.comparisons[measured.summary.get("winner") or next(iter(kept))]
+    for comparisons in measured.comparisons.values():
+        for signal, comparison in zip(sections, comparisons.values(), strict=False):
+            check(signal, comparison.counts)
+    for signal, comparison in zip(sections, winner.values(), strict=False):
+        bench.say(signal, comparison.counts)
+    first = next(iter(winner.values()))
+    calls = [call for comparisons in measured.comparisons.values() for c in comparisons.values() for call in c.calls]
+    folder.write_part(0, first.rows, "scored", rejects=list(rejects.values()), tables={"calls": ("calls", calls)})
+    atomic.write_text(folder.path / ANSWERS, _side_by_side(measured))
+    folder.finish(
+        fingerprint,
+        rows_in=(len(prompts) - len(rejects)) * section.n + len(rejects),
+        extra={"evaluate": measured.summary, "counts": first.counts},
+    )
+
+
+UNMERGED = "+adapter"
+"""Ends the name of a model that is a base with its adapter, not yet merged."""
+
+
+def _models(bench: Bench, stage: Stage) -> dict[str, ModelSection]:
+    """What the round made, by branch; where it is asked for, the adapters too."""
+    from prefloop.plan import stage_name
+
+    recipe, loop = bench.recipe, bench.loop
+    models = {branch or "aligned": loop.merged(stage.round, branch) for branch in recipe.ways}
+    if recipe.evaluate.unmerged:
+        for branch, way in recipe.ways.items():
+            if way.train.lora is not None:
+                trained = loop.folder(stage_name("train", stage.round, branch)).path / "adapter"
+                section = recipe.model.model_copy(update={"path": str(trained), "revision": None})
+                models[(branch or "aligned") + UNMERGED] = section
+    return models
+
+
+def _identical(rows: list[CandidatesRow], others: list[CandidatesRow]) -> float:
+    """Share of answers that two models gave alike, 0..1."""
+    texts = [[c["text"] for row in side for c in row["completions"]] for side in (rows, others)]
+    same = [a == b for a, b in zip(*texts, strict=True)]
+    return sum(same) / len(same)
+
+
+def _side_by_side(measured: Measured) -> str:
+    """Every held-out prompt with all models' answers and what each signal says of them, as CSV.
+
+    A signal's column holds the probability that the model's answer is better than the base's; empty without a verdict.
+    """
+    comparisons = {(model, signal): c for model, by in measured.comparisons.items() for signal, c in by.items()}
+    models = list(measured.comparisons)
+    columns = [f"{model}: better than base by {signal}" for model, signal in comparisons if signal]
+    out = io.StringIO(newline="")
+    writer = csv.writer(out)
+    writer.writerow(["id", "prompt", "base", *models, *columns])
+    first = [next(iter(by.values())) for by in measured.comparisons.values()]
+    for number, row in enumerate(first[0].rows):
+        prompt = "\n\n".join(message["content"] for message in row["prompt"])
+        answers = [c.rows[number]["completions"][1]["text"] for c in first]
+        said = [c.preferences[number] for (_, signal), c in comparisons.items() if signal]
+        base = row["completions"][0]["text"]
+        writer.writerow([row["id"], prompt, base, *answers, *("" if p is None else f"{p:.6g}" for p in said)])
+    return out.getvalue()
+
+
+def run_select(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> None:
+    """The run's `model/`: of several rounds and branches, the one that the measurements chose."""
+    loop = bench.loop
+    choice = chosen(bench.recipe.stop, loop.evaluations(bench.recipe.rounds))
+    folder.begin(fingerprint)
+    source, out = Path(loop.merged(choice.round, choice.branch).path), loop.run.path / "model"
+    with atomic.directory(out) as fresh:
+        _link(source, fresh)
+    bench.progress.note(f"the run's model is that of round {choice.round}: {choice.reason}")
+    folder.finish_files(fingerprint, folder=out, extra=choice._asdict())
+
+
+def _link(source: Path, out: Path) -> None:
+    """The same files a second time, without their room where the file system can do that."""
+
+    def place(one: str, other: str) -> None:
+        try:
+            os.link(one, other)
+        except OSError:
+            shutil.copy2(one, other)
+
+    shutil.copytree(source, out, copy_function=place, dirs_exist_ok=True)

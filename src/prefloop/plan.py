@@ -1,0 +1,232 @@
+"""From a recipe to its stages: their order, inputs and settings. Computes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache as cache_in_memory
+from pathlib import Path
+from typing import Any
+
+from prefloop.config import COSMETIC, JudgeSignalSection, ModelSection, Recipe, SampleSection, Way
+from prefloop.engine.load import resolve_model_path
+from prefloop.store.cache import Cache
+from prefloop.store.fingerprint import code_digest, file_digest, model_digest
+
+BOXES = ("backends", "engine")
+"""What computes wherever a model is asked."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One box of the picture in one round.
+
+    Attributes:
+        number, name: its folder is `stages/NN-name`; the name carries the branch and, from round 2 on, the round.
+        verb: which box it is.
+        branch: which of the recipe's branches; empty for what they share, and where there are none.
+        settings: everything configured that changes its result.
+        inputs: names of the stages it reads.
+        code: digest of the boxes of the package that compute it, taken when the run was planned.
+    """
+
+    number: int
+    name: str
+    verb: str
+    round: int
+    branch: str
+    settings: dict[str, Any]
+    inputs: tuple[str, ...]
+    code: str
+
+
+def stage_name(verb: str, round_number: int, branch: str = "") -> str:
+    """`train`, then `r2-train`, `r3-train`; of a branch `judge-train`, `r2-judge-train`."""
+    return "-".join([*([f"r{round_number}"] if round_number > 1 else []), *([branch] if branch else []), verb])
+
+
+def plan(recipe: Recipe, cache: Cache | None) -> list[Stage]:
+    """The stages of a recipe, in order. Reads the digests of files and models, computes nothing."""
+    return _Planner(recipe, cache).stages
+
+
+class _Planner:
+    def __init__(self, recipe: Recipe, cache: Cache | None) -> None:
+        self.recipe, self.cache = recipe, cache
+        self.base = _model_settings(recipe.model, cache)
+        self.stages: list[Stage] = []
+        held_out = recipe.evaluate.prompts
+        self.own = {"holdout": recipe.evaluate.holdout} if held_out is None else {}
+        self._read()
+        for r in range(1, recipe.rounds + 1):
+            self._round(r)
+        everything = tuple(s.name for s in self.stages)
+        if selects(recipe):
+            self._add(
+                "select",
+                1,
+                "",
+                {"stop": recipe.stop and recipe.stop.model_dump()},
+                everything,
+                "measuring.py",
+                "rounds.py",
+            )
+            everything += ("select",)
+        self._add("report", 1, "", {"recipe": recipe.model_dump()}, everything, "report", "manifest.py")
+
+    def _add(
+        self, verb: str, r: int, branch: str, settings: dict[str, Any], inputs: tuple[str, ...], *code: str
+    ) -> str:
+        name = stage_name(verb, r, branch)
+        digest_of_code = _code(*code, "stages.py", "reading.py", "records.py")
+        self.stages.append(Stage(len(self.stages) + 1, name, verb, r, branch, settings, inputs, digest_of_code))
+        return name
+
+    def _read(self) -> None:
+        from prefloop.inputs.identity import identity
+
+        recipe, read = self.recipe, ("inputs", "pairs/splits.py")
+        source = recipe.preferences or recipe.sampled.prompts
+        verb = "prompts" if recipe.preferences is None else "preferences"
+        # Preferences are kept whole, and training leaves out the rows of prompts that are measured on.
+        split_at_once = self.own if recipe.preferences is None else {}
+        self._add(verb, 1, "", identity(source, recipe.seed, self.cache) | split_at_once, (), *read)
+        read_again = recipe.evaluate.prompts or recipe.prompts
+        settings = {} if read_again is None else identity(read_again, recipe.seed, self.cache)
+        self._add("heldout", 1, "", settings | self.own, (verb,), *read)
+
+    def _round(self, r: int) -> None:
+        """Sampling, then every branch's rating, pairing, training and merging, then one measurement of them all."""
+        recipe, seed = self.recipe, self.recipe.seed
+        policy: Any = self.base if r == 1 else "the model that the round before chose"
+        before: tuple[str, ...] = ()
+        if r > 1:
+            before = tuple(stage_name("merge", r - 1, branch) for branch in recipe.ways)
+            # Of several models the measurement says which goes on.
+            before += (stage_name("evaluate", r - 1),) if recipe.branches else ()
+        if recipe.preferences is None:
+            section = recipe.sampled.sample
+            who = policy if section.model is None else _model_settings(section.model, self.cache)
+            sampling = {"sample": section.model_dump(exclude={"model"}), "model": who, "seed": seed}
+            chunk = {"round": r, "rounds": recipe.rounds}
+            self._add(
+                "sample", r, "", sampling | chunk, ("prompts", *before), *BOXES, "pairs/splits.py", "sampling.py"
+            )
+        merged = []
+        for branch, way in recipe.ways.items():
+            source = "preferences" if recipe.preferences is not None else self._pairs(r, branch, way)
+            training: dict[str, Any] = {"train": way.train.model_dump(exclude=COSMETIC), "model": policy, "seed": seed}
+            training |= self.own if recipe.preferences is not None else {}
+            if r > 1 and way.train.reference == "first":
+                training["reference"] = self.base
+            code = ("train", "engine", "pairs/splits.py")
+            train = self._add("train", r, branch, training, (source, *before), *code)
+            settings = {"merge": recipe.merge.model_dump(), "place": self._place(), "model": policy}
+            code = ("train/adapters.py", "train/run.py", "engine")
+            merged.append(self._add("merge", r, branch, settings, (train, *before), *code))
+        boxes = ("evaluate", "signals", "sampling.py", "measuring.py", *BOXES)
+        self._add("evaluate", r, "", self._measurement(), ("heldout", *merged), *boxes)
+
+    def _pairs(self, r: int, branch: str, way: Way) -> str:
+        assert way.rate is not None and way.pair is not None  # noqa: PT018
+        sample = stage_name("sample", r)
+        rate = self._add("rate", r, branch, self._signal(way.rate), (sample,), "signals", *BOXES)
+        settings = {"pair": way.pair.model_dump(), "seed": self.recipe.seed}
+        return self._add("pair", r, branch, settings, (rate,), "pairs")
+
+    def _place(self) -> str:
+        return "stage" if selects(self.recipe) else "model"
+
+    def _signal(self, section: Any) -> dict[str, Any]:
+        from prefloop.signals.build import identity
+
+        models = {n: self.base if m is None else _model_settings(m, self.cache) for n, m in section.models.items()}
+        return {"signal": identity(section), "models": models}
+
+    def _measurement(self) -> dict[str, Any]:
+        from prefloop.signals.build import function_identity
+
+        recipe = self.recipe
+        return {
+            "sample": evaluation_sample(recipe).model_dump(exclude={"model"}),
+            "judges": [self._signal(section) for section in evaluation_signals(recipe)],
+            "checkers": {
+                group: {name: function_identity(path) for name, path in functions.items()}
+                for group, functions in recipe.evaluate.checkers.items()
+            },
+            "bootstrap": recipe.evaluate.bootstrap,
+            "unmerged": recipe.evaluate.unmerged,
+            "base": self.base,
+            "seed": recipe.seed,
+        }
+
+
+def selects(recipe: Recipe) -> bool:
+    """Whether there are several models of which one becomes the run's."""
+    return recipe.rounds > 1 or len(recipe.ways) > 1
+
+
+def evaluation_sample(recipe: Recipe) -> SampleSection:
+    """Decoding of the evaluation: its own section, or the sample section's with one answer a prompt."""
+    return recipe.evaluate.sample or (recipe.sample or SampleSection()).model_copy(update={"n": 1, "model": None})
+
+
+def evaluation_signals(recipe: Recipe) -> list[Any]:
+    """Who compares, the one that the win rate is of first; nobody where there is neither a judge nor a signal."""
+    first = recipe.evaluate.judge or _comparing(next(iter(recipe.ways.values())).rate)
+    return [section.comparing() for section in (first, *recipe.evaluate.also) if section is not None]
+
+
+def _comparing(rate: Any) -> Any:
+    """A signal as one that compares: a judge then reads pairs."""
+    from prefloop.signals.template import is_shipped
+
+    if isinstance(rate, JudgeSignalSection) and rate.mode != "pairwise":
+        # A template file is written for one mode; a shipped set has both.
+        kept = rate.template if rate.template is None or is_shipped(rate.template) else None
+        return rate.model_copy(update={"mode": "pairwise", "template": kept})
+    return rate
+
+
+def models_of(recipe: Recipe) -> list[ModelSection]:
+    """Every model section of a recipe."""
+    rated = [way.rate for way in recipe.ways.values()]
+    signals = [s for s in (*rated, recipe.evaluate.judge, *recipe.evaluate.also) if s is not None]
+    others = [model for signal in signals for model in signal.models.values()]
+    if recipe.sample is not None:
+        others.append(recipe.sample.model)
+    return [recipe.model, *(model for model in others if model is not None)]
+
+
+def pinned(recipe: Recipe, commits: dict[str, str]) -> Recipe:
+    """The recipe with every hub model at its commit, where that is known ("ORG/NAME@BRANCH" -> commit)."""
+
+    def pin(section: ModelSection) -> ModelSection:
+        commit = commits.get(f"{section.path}@{section.revision or 'main'}")
+        return section if commit is None else section.model_copy(update={"revision": commit})
+
+    def pin_models(section: Any) -> Any:
+        return section and section.with_models(pin)
+
+    also = [pin_models(section) for section in recipe.evaluate.also]
+    evaluate = recipe.evaluate.model_copy(update={"judge": pin_models(recipe.evaluate.judge), "also": also})
+    branches = {n: b.model_copy(update={"rate": pin_models(b.rate)}) for n, b in recipe.branches.items()}
+    sample = recipe.sample
+    if sample is not None and sample.model is not None:
+        sample = sample.model_copy(update={"model": pin(sample.model)})
+    changed = {"model": pin(recipe.model), "sample": sample, "rate": pin_models(recipe.rate)}
+    return recipe.model_copy(update=changed | {"branches": branches, "evaluate": evaluate})
+
+
+@cache_in_memory
+def _code(*boxes: str) -> str:
+    # Once a process: what is running is the code that was there when it started.
+    return code_digest(*boxes)
+
+
+def _model_settings(section: ModelSection, cache: Cache | None) -> dict[str, Any]:
+    """What of a model section changes results: the weights and how they are used, not where they run."""
+    if section.endpoint is not None:
+        return {"served": section.path, "revision": section.revision, "body": section.endpoint.extra_body}
+    template = file_digest(section.template) if Path(section.template).is_file() else section.template
+    weights = model_digest(resolve_model_path(section.path), section.revision, memo=cache)
+    return {"weights": weights, "dtype": section.dtype, "template": template}

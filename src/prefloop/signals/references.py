@@ -1,0 +1,93 @@
+"""Reference answers: what a right answer to a prompt looks like, for the judge to compare with.
+
+They come from a file of their own, so that the model that answers never gets to see them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from prefloop.errors import UsageError
+from prefloop.inputs.messages import messages_of
+from prefloop.inputs.problems import Problem
+from prefloop.inputs.readers import Stats, format_of, read_records
+from prefloop.records import CandidatesRow, Message, prompt_id
+from prefloop.store.fingerprint import file_digest
+
+COLUMNS = ("id", "prompt", "reference")
+
+
+@dataclass(frozen=True)
+class References:
+    """Reference answers by prompt.
+
+    Attributes:
+        by_prompt: under a prompt's id, or under the text of its one turn of the user.
+        digest: of the file, for identities.
+        where: the file, for messages.
+    """
+
+    by_prompt: Mapping[str, str]
+    digest: str
+    where: str
+
+    def of(self, row: CandidatesRow) -> str | None:
+        """The reference answer of a row's prompt; None when there is none."""
+        found = self.by_prompt.get(row["id"])
+        if found is not None:
+            return found
+        text = _only_turn(row["prompt"])
+        return None if text is None else self.by_prompt.get(_key_of_text(text))
+
+
+def load(path: str) -> References:
+    """Read reference answers: one row for each prompt, JSONL, JSON, CSV or Parquet.
+
+    Columns: `reference`, and `prompt` (the text of the user's turn, or a list of messages) or `id` (our own id of the
+    prompt, as in a run's prompts).
+
+    Raises:
+        UsageError: the file is not there or not readable, a row is not of this form, or two rows differ on a prompt.
+    """
+    found: dict[str, str] = {}
+    stream = read_records(path, format_of(path), Stats())
+    for item in stream:
+        if isinstance(item, Problem):
+            raise UsageError(item.reason, where=item.where, fix=item.fix)
+        where = f"{path}, {item.unit} {item.row}"
+        key, text = _row(item.value, where)
+        if found.setdefault(key, text) != text:
+            raise UsageError("another reference answer to the same prompt", where=where, fix="keep one of them")
+    return References(found, file_digest(path), path)
+
+
+def _row(value: Mapping[str, object], where: str) -> tuple[str, str]:
+    fix = "write `reference`, a text, and `prompt`, a text or a list of messages"
+    if unknown := sorted(set(value) - set(COLUMNS)):
+        raise UsageError(
+            f"unknown column {unknown[0]!r} (known: {', '.join(COLUMNS)})", where=where, fix="take it out"
+        )
+    reference, name = value.get("reference"), value.get("id")
+    if not isinstance(reference, str) or not reference.strip():
+        raise UsageError("there is no reference answer", where=where, fix=fix)
+    if isinstance(name, str) and name:
+        return name, reference
+    prompt = value.get("prompt")
+    if isinstance(prompt, str):
+        return _key_of_text(prompt), reference
+    messages, faults = messages_of(prompt, "prompt")
+    if faults:
+        raise UsageError(f"{faults[0].field}: {faults[0].reason}", where=where, fix=fix)
+    return prompt_id(messages), reference
+
+
+def _only_turn(prompt: Sequence[Message]) -> str | None:
+    """The text of the user's turn where the prompt has no other turn, but perhaps a system message."""
+    turns = [message for message in prompt if message["role"] != "system"]
+    return turns[0]["content"] if len(turns) == 1 and turns[0]["role"] == "user" else None
+
+
+def _key_of_text(text: str) -> str:
+    # Ids are hexadecimal: no text with this in front can be taken for one.
+    return f"text {text.strip()}"
