@@ -1,4 +1,4 @@
-"""`prefloop compare` and the measurements of `prefloop evaluate` on sandbox models: what they write and what they refuse."""
+"""`prefloop compare` and the measurements of `prefloop evaluate` on sandbox models: what they write and refuse."""
 
 from __future__ import annotations
 
@@ -15,20 +15,26 @@ from prefloop.cli import app
 from prefloop.config import Recipe
 from prefloop.errors import UsageError
 from prefloop.records import completion_id, prompt_id
+from prefloop.referees import signal, signals
 from prefloop.sandbox import model_folder
 from prefloop.sandbox.prompts import prompts as sandbox_prompts
 from prefloop.store.rundir import RunDir
-from prefloop.subjects import decoding, held_out_pairs, prompts, signal, signals, subjects
+from prefloop.subjects import decoding, held_out_pairs, prompts, subjects
 
 CHECKER = "prefloop.sandbox.checkers"
 JUDGE = "{type: judge, mode: pairwise, model: sandbox, template: sandbox}"
 SHORT = ["--max-new-tokens", "40", "--resamples", "200", "--plain"]
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache") / "cache.db"
+
+
 @pytest.fixture(autouse=True)
-def place(tmp_path, monkeypatch):
+def place(tmp_path, monkeypatch, cache):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PREFLOOP_CACHE", str(tmp_path / "cache.db"))
+    monkeypatch.setenv("PREFLOOP_CACHE", str(cache))
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +154,19 @@ def test_prompts_that_a_run_was_trained_on_are_left_out(other, tmp_path):
         prompts([given], PromptsSection(path=str(file)))
 
 
+def test_prompts_too_long_for_a_model_are_compared_for_none(other, tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    long, short = "Where does Ada live? " * 200, "Where does Ada live?"
+    file.write_text("\n".join(json.dumps({"prompt": text}) for text in (long, short)))
+    words = ("compare", "sandbox", f"sharp={other}", "--signal", f"{CHECKER}:kindness", *SHORT, "--json")
+    found = call(*words, "--prompts", file)
+    assert found["prompts"] == 1
+    assert [len(reasons) for reasons in found["left_out"]["refused"].values()] == [1, 1]
+    file.write_text(json.dumps({"prompt": long}))
+    with pytest.raises(UsageError, match="no prompt is left that every model can take"):
+        call(*words, "--prompts", file)
+
+
 def test_held_out_pairs_of_a_run_of_preferences(other, tmp_path):
     held_out, learned = rows_of("questions/heldout", 2), rows_of("questions/train", 2)
     pairs = [pair_of(row, "Gladly!", "No.") for row in (*learned, *held_out)]
@@ -193,7 +212,14 @@ def test_safety(other, tmp_path):
 
 
 def test_safety_with_a_judge_has_both_rubrics(other):
-    words = ("evaluate", "safety", "sandbox", f"sharp={other}", "--judge", "{type: judge, mode: pairwise, model: sandbox}")
+    words = (
+        "evaluate",
+        "safety",
+        "sandbox",
+        f"sharp={other}",
+        "--judge",
+        "{type: judge, mode: pairwise, model: sandbox}",
+    )
     files = ("--harmful", "sandbox:unknown/heldout", "--benign", "sandbox:questions/heldout", "--limit", 2)
     found = call(*words, *files, *SHORT, "--json")
     assert set(found["harmful"]["signals"]) == {"refusal", "harmlessness"}

@@ -13,12 +13,13 @@ PACKAGE = Path(__file__).parents[1] / "src" / "prefloop"
 
 # From the top of the picture to the bottom; a box imports from its own row or from rows below it.
 LAYERS = [
-    {"cli", "cli_compare", "cli_evaluate", "cli_publish", "__main__"},
+    {"cli", "cli_compare", "cli_evaluate", "cli_ratings", "cli_publish", "__main__"},
     {
         "loop",
         "stages",
         "subjects",
         "comparing",
+        "referees",
         "preferring",
         "plan",
         "rounds",

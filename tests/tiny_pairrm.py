@@ -79,16 +79,16 @@ def tiny_tokenizer():
 def tiny_pairrm(seed=0, n_tasks=1, limits=LIMITS) -> PairRM:
     tokenizer = tiny_tokenizer()
     torch.manual_seed(seed)
-    network = PairRMNetwork(
-        DebertaV2Config.from_dict({**BACKBONE, "vocab_size": tokenizer.get_vocab_size()}), n_tasks
-    )
+    network = PairRMNetwork(DebertaV2Config.from_dict({**BACKBONE, "vocab_size": tokenizer.get_vocab_size()}), n_tasks)
     with torch.no_grad():  # a head of the usual small weights says next to nothing
         for parameter in network.head_layer.parameters():
             parameter.mul_(4)
     return PairRM(network, Encoder(tokenizer, limits))
 
 
-def save_blender(model: PairRM, folder: Path, *, weights="model.safetensors", spelling="maxlength", beside=True) -> Path:
+def save_blender(
+    model: PairRM, folder: Path, *, weights="model.safetensors", spelling="maxlength", beside=True
+) -> Path:
     """The folder as llm-blender writes it.
 
     Args:

@@ -25,9 +25,7 @@ Models = Annotated[
 ]
 Base = Annotated[str | None, typer.Argument(help="Model before: folder, adapter, hub id or `sandbox`.")]
 Aligned = Annotated[str | None, typer.Argument(help="Model after.")]
-Run = Annotated[
-    Path | None, typer.Option("--run", help="A run directory: its first model against the model it made.")
-]
+Run = Annotated[Path | None, typer.Option("--run", help="A run directory: its first model against the model it made.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
 Samples = Annotated[int | None, typer.Option("--n", min=1, help="Answers of each model to a prompt.")]
 Temperature = Annotated[float | None, typer.Option(min=0, help="Of sampling; 0 is greedy.")]
@@ -48,13 +46,14 @@ def _say(line: str) -> None:
 def compare(
     models: Models,
     prompts: Annotated[
-        str | None, typer.Option(help="File of prompts, or `sandbox:…`; without it those that all given runs held out.")
+        str | None,
+        typer.Option(help="File of prompts, or `sandbox:…`; without it those that all given runs held out."),
     ] = None,
     signal: Annotated[
         list[str] | None,
         typer.Option(
-            help="Who compares, again for more: [NAME=] and a YAML file of a signal section, the section in braces, or "
-            "a function module:name. Without it the signals and checkers of the first run's recipe."
+            help="Who compares, again for more: [NAME=] and a YAML file of a signal section, the section in braces, "
+            "or a function module:name. Without it the signals and checkers of the first run's recipe."
         ),
     ] = None,
     out: Out = Path("runs/compare"),
@@ -67,7 +66,7 @@ def compare(
     as_json: Json = False,
     plain: Plain = False,
 ) -> None:
-    """Compare any number of models on the same prompts: every two of them, by every signal, with intervals and tests."""
+    """Compare any number of models on the same prompts: every two of them, with intervals and tests."""
     from prefloop.comparing import How
     from prefloop.comparing import compare as run
     from prefloop.evaluate.compare import sentences
@@ -115,7 +114,7 @@ def safety(
     from prefloop.comparing import safety as run
     from prefloop.config import JudgeSignalSection
     from prefloop.evaluate.compare import sentences
-    from prefloop.subjects import signal as signal_of
+    from prefloop.referees import signal as signal_of
     from prefloop.subjects import subjects
     from prefloop.ui.progress import Progress
 
@@ -251,8 +250,8 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         fit = pairs["calibration"]
         verdict = "more than chance allows" if fit["ece"] > fit["ece_limit"] else "within chance"
         said.append(
-            f"calibration error {100 * fit['ece']:.1f} %, {verdict} (up to {100 * fit['ece_limit']:.1f} % if perfectly "
-            f"calibrated); confidence above accuracy by {100 * fit['overconfidence']:+.1f} points"
+            f"calibration error {100 * fit['ece']:.1f} %, {verdict} (up to {100 * fit['ece_limit']:.1f} % if "
+            f"perfectly calibrated); confidence above accuracy by {100 * fit['overconfidence']:+.1f} points"
         )
     if (away := found.get("divergence")) is not None:
         said.append(

@@ -7,7 +7,6 @@ one of the names below, else a recipe. A recipe with the name of a command is me
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperGroup
 
+from prefloop import cli_ratings
 from prefloop.errors import UsageError
 from prefloop.ui.table import print_table
 
@@ -38,6 +38,9 @@ app = typer.Typer(
     "`prefloop evaluate RECIPE [A.B=C]...` is short for `prefloop evaluate recipe RECIPE [A.B=C]...`.",
     no_args_is_help=True,
 )
+app.command()(cli_ratings.ratings)
+app.command()(cli_ratings.arena_hard)
+app.command()(cli_ratings.mt_bench)
 
 
 @app.command("alpaca-eval")
@@ -97,46 +100,11 @@ def alpaca_eval(
 
 
 @app.command()
-def ratings(
-    files: Annotated[
-        list[Path], typer.Argument(help="Verdicts: AlpacaEval's, Arena-Hard's, MT-Bench's, plain lines.")
-    ],
-    anchor: Annotated[str | None, typer.Option(help="The model whose rating is 1000; the mean without it.")] = None,
-    resamples: Annotated[int, typer.Option(min=1, help="Of the bootstrap over prompts.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
-    as_json: Json = False,
-) -> None:
-    """Rate many models by all their battles: Bradley-Terry on Elo's scale, with intervals over prompts."""
-    from prefloop.evaluate.battles import read_battles
-    from prefloop.evaluate.ratings import bradley_terry
-
-    battles, nulls = read_battles(files)
-    found = bradley_terry(battles, anchor=anchor, resamples=resamples, seed=seed)
-    rows = []
-    for name, figures in found.models.items():
-        r = figures["rating"]
-        rows.append(
-            [escape(name), f"{r['value']:.0f}", f"{r['ci_low']:.0f} to {r['ci_high']:.0f}", figures["battles"]]
-        )
-    print_table(f"{found.battles} battles on {found.prompts} prompts", ["model", "rating", "95 %", "battles"], rows)
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    if nulls:
-        console.print(f"{nulls} verdicts were null and do not count")
-    if found.unbounded:
-        names = escape(", ".join(found.unbounded))
-        console.print(
-            f"[yellow]warning:[/] won or lost everything against the others, so only above or below: {names}"
-        )
-    if found.left_out:
-        console.print(f"{found.left_out} of {resamples} resamples fell apart into groups that never met; left out")
-    if as_json:
-        print(json.dumps(found.json() | {"nulls": nulls}))
-
-
-@app.command()
 def agreement(
     people: Annotated[Path, typer.Option(help="People's votes, in the form of an annotations.json.")],
-    judges: Annotated[list[Path], typer.Argument(help="Verdicts of one judge each, of the same form.")],
+    judges: Annotated[
+        list[str], typer.Argument(help="Verdicts of one judge each, of the same form.", metavar="[NAME=]FILE...")
+    ],
     resamples: Annotated[int, typer.Option(min=1, help="Of the bootstrap over pairs.")] = 10_000,
     seed: Annotated[int, typer.Option(help="Of the bootstrap, and of the judge `random`.")] = 0,
     as_json: Json = False,
@@ -144,10 +112,10 @@ def agreement(
     """Compare judges with people and with each other, always beside the judges "longest" and "random"."""
     from prefloop.evaluate.votes import compare_votes
 
-    names = [path.stem for path in judges]
-    if len(set(names)) < len(names):
-        raise UsageError("two files have one name, which is the judge's", fix="name each file as its judge")
-    found = compare_votes(people, dict(zip(names, judges, strict=True)), resamples=resamples, seed=seed)
+    named = [(name, path) if path else (Path(name).stem, name) for name, _, path in (j.partition("=") for j in judges)]
+    if len(dict(named)) < len(named):
+        raise UsageError("two judges have one name", fix="name them: NAME=FILE")
+    found = compare_votes(people, dict(named), resamples=resamples, seed=seed)
     rows = []
     for name, f in found["judges"].items():
         shares = [_share(f["accuracy"]), _share(f["decided"])]
@@ -168,28 +136,26 @@ def _share(figure: dict[str, float] | None) -> str:
 
 
 def _verdicts_of_run(run: Path) -> tuple[list[dict[str, Any]], str]:
-    """The verdicts of a run's evaluation as AlpacaEval's rows, and what the judge was asked, in words."""
-    from prefloop.config import Recipe
+    """The verdicts of a run's last evaluation as AlpacaEval's rows, and whose they are, in words."""
     from prefloop.evaluate.alpaca_judge import annotations_of
     from prefloop.plan import evaluation_signals
     from prefloop.signals.build import build
     from prefloop.store.rundir import RunDir
-    from prefloop.ui.rows import stage_rows
+    from prefloop.subjects import run_recipe, stage_rows
 
-    manifest = RunDir.peek(run).read_manifest()
-    if manifest is None:
-        raise UsageError(
-            "this is no run directory: it has no manifest.json", where=str(run), fix="see prefloop status"
-        )
-    recipe = Recipe.model_validate(manifest["recipe"])
+    recipe = run_recipe(run)
+    stages = [s["name"] for s in (RunDir.peek(run).read_manifest() or {})["stages"] if s.get("verb") == "evaluate"]
+    found = [(name, rows) for name in stages if (rows := stage_rows(run, name))]
     sections = evaluation_signals(recipe)
-    if not sections:
-        raise UsageError("nobody compares in this recipe", where=str(run), fix="set evaluate.judge")
+    if not found or not sections:
+        raise UsageError(
+            "nobody compares in this recipe" if found else "this run has measured nothing yet",
+            where=str(run),
+            fix="set evaluate.judge" if found else "go on with it first; `prefloop status` says how far it is",
+        )
+    name, scored = found[-1]
     signal, _ = build(sections[0])
-    stage = next(s["name"] for s in reversed(manifest["stages"]) if s["name"].startswith("evaluate"))
-    kept = stage_rows(run, stage, sys.maxsize, rejects=False)
-    names = (recipe.model.path, f"{recipe.name} ({stage})")
-    rows = annotations_of(kept, pairwise=signal.pairwise, generators=names)  # type: ignore[arg-type]
+    rows = annotations_of(scored, pairwise=signal.pairwise, generators=(recipe.model.path, f"{recipe.name} ({name})"))
     return rows, f"Verdicts of the run {recipe.name} by {signal.name}."
 
 

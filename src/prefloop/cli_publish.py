@@ -73,7 +73,7 @@ def votes_export(
     as_json: Json = False,
 ) -> None:
     """Write a run's pairs as a sheet to vote on: seats at random, nothing tells which answer was chosen."""
-    from prefloop.publish.ballots import export_sheet
+    from prefloop.publish.sheets import export_sheet
 
     result = export_sheet(run, out, limit=limit, seed=seed, branch=branch)
     Console(stderr=True, highlight=False).print(
@@ -92,7 +92,7 @@ def votes_import(
 ) -> None:
     """Join filled sheets, undo the seats, and say how far the voters agree."""
     from prefloop.inputs.votes import agreement_line
-    from prefloop.publish.ballots import import_sheets
+    from prefloop.publish.sheets import import_sheets
 
     result = import_sheets(key, sheets, out)
     console = Console(stderr=True, highlight=False)

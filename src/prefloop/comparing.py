@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefloop.config import PromptsSection, SampleSection, SignalSection
+from prefloop.errors import UsageError
 from prefloop.records import CallRow, CandidatesRow, PromptRow
+from prefloop.referees import comparers, preflight, signals
 from prefloop.store import atomic
-from prefloop.subjects import Models, Subject, answers, decoding, opened, prompts, signals
+from prefloop.subjects import Models, Subject, answers, decoding, opened, prompts
 
 if TYPE_CHECKING:
     from prefloop.evaluate.compare import Compared
-    from prefloop.evaluate.several import Comparer
     from prefloop.ui.progress import Progress
 
 
@@ -110,7 +111,9 @@ def safety(
     from prefloop.evaluate.safety import HARMLESSNESS, HELPFULNESS
     from prefloop.evaluate.safety import safety as measure
 
-    by_rubric = {} if judge is None else {n: judge.model_copy(update={"rubric": n}) for n in (HARMLESSNESS, HELPFULNESS)}
+    by_rubric = (
+        {} if judge is None else {n: judge.model_copy(update={"rubric": n}) for n in (HARMLESSNESS, HELPFULNESS)}
+    )
     preflight({**by_rubric, **scores, **costs})
     sampling = decoding(given, n=how.n, temperature=how.temperature, max_new_tokens=how.max_new_tokens)
     asked = [prompts(given, file, how.limit) for file in files]
@@ -152,33 +155,13 @@ def safety(
     calls = [call for compared in both.values() for judged in compared.judged.values() for call in judged.calls]
     _write_calls(how.out / "calls.parquet", calls)
     titled = [("On harmful prompts", found.harmful), ("On harmless prompts", found.benign)]
-    _page(how.out / "safety.html", "Safety beside helpfulness", titled, {**left_out["harmful"], **summary["not_measured"]})
+    _page(
+        how.out / "safety.html",
+        "Safety beside helpfulness",
+        titled,
+        {**left_out["harmful"], **summary["not_measured"]},
+    )
     return summary
-
-
-def preflight(sections: Mapping[str, SignalSection]) -> None:
-    """Find a faulty signal before models answer.
-
-    Raises:
-        UsageError: a function, template or checkpoint is missing or faulty.
-    """
-    from prefloop.signals import build
-
-    for section in sections.values():
-        build.preflight(section)
-
-
-def comparers(models: Models, given: Sequence[Subject], sections: Mapping[str, SignalSection]) -> list[Comparer]:
-    """The signals with their models, opened. A signal without a model of its own means the first run's first model."""
-    from prefloop.evaluate.several import Comparer
-    from prefloop.signals.build import build
-
-    default = next((subject.recipe.model for subject in given if subject.recipe is not None), None)
-    found = []
-    for name, section in sections.items():
-        signal, needs = build(section)
-        found.append(Comparer(name, signal, models.backends(needs, default)))
-    return found
 
 
 def _answers(
@@ -202,6 +185,13 @@ def _answers(
         if reasons:
             refused[subject.name] = reasons
     lost = {name for reasons in refused.values() for name in reasons}
+    if len(lost) == len(rows):
+        model, reasons = next(iter(refused.items()))
+        raise UsageError(
+            f"no prompt is left that every model can take; {model}: {next(iter(reasons.values()))}",
+            where="prompts",
+            fix="shorten the prompts, or leave that model out",
+        )
     return {name: [r for r in side if r["id"] not in lost] for name, side in found.items()}, refused
 
 

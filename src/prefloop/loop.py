@@ -21,6 +21,7 @@ from prefloop.config import ModelSection, Recipe
 from prefloop.engine.load import resolve_model_path
 from prefloop.errors import UsageError
 from prefloop.plan import Stage, models_of, pinned, plan, selects, stage_name
+from prefloop.publish.model_card import write_model_cards
 from prefloop.rounds import broken
 from prefloop.store.cache import Cache
 from prefloop.store.fingerprint import digest, resolve_commit
@@ -175,6 +176,8 @@ class Loop:
         summary = manifest.summarize(self)
         if summary != self.run.read_summary():
             self.run.write_summary(summary)
+        if computed:
+            write_model_cards(self.run.path)
         return {**summary, "computed": computed}
 
     def _execute(self, progress: Progress, until: str | None, warnings: _Warnings) -> list[str]:

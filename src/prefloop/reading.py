@@ -36,6 +36,7 @@ def run_prompts(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) 
 def run_preferences(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> None:
     """Read the preference data that the recipe names."""
     from prefloop.inputs.preferences import PreferenceReader
+    from prefloop.inputs.votes import agreement_line
 
     assert bench.recipe.preferences is not None
     reader = PreferenceReader(bench.recipe.preferences)
@@ -48,11 +49,15 @@ def run_preferences(bench: Bench, stage: Stage, folder: StageDir, fingerprint: s
             folder.write_part(index, rows, "preference", rejects=rejects, counts=sides)
         bench.progress.update(rows=reader.records)
     assert reader.layout is not None, "a file with a usable row has a layout"
+    votes = None if reader.tally is None else reader.tally.agreement()
+    if votes is not None:
+        bench.progress.note(agreement_line(votes))
     left = dict(sorted(reader.columns.left.items()))
     if left:
         columns = ", ".join(f"{name} ({count:,} rows)" for name, count in left.items())
         bench.progress.note(f"read as {reader.layout.name}; columns that are not read: {columns}")
-    folder.finish(fingerprint, rows_in=reader.records, extra={"format": reader.layout.name, "left_columns": left})
+    extra = {"format": reader.layout.name, "left_columns": left} | ({"votes": votes} if votes is not None else {})
+    folder.finish(fingerprint, rows_in=reader.records, extra=extra)
 
 
 def run_heldout(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> None:

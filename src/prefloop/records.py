@@ -36,7 +36,7 @@ class Message(TypedDict):
 
 
 EXTRAS = ("tool_calls", "tool_call_id", "name", "tools")
-"""What an ordinary turn has not; null in Parquet then."""
+"""What an ordinary turn has not. In Parquet null then, or not there where no turn has any."""
 AS_JSON = ("tool_calls", "tools")
 """Those that Parquet holds as JSON text: their shape is each tool's own."""
 
@@ -179,16 +179,18 @@ def completion_id(prompt: str, text: str, sample_index: int) -> str:
     return content_id("completion", prompt, text, sample_index)
 
 
-def arrow_schema(kind: str) -> pa.Schema:
+def arrow_schema(kind: str, *, tools: bool = False) -> pa.Schema:
     """The Parquet schema of a row kind.
 
     Args:
         kind: prompts, candidates, scored, calls, preference or rejects.
+        tools: messages have `EXTRAS`. Without, they have none, not even nulls: templates elsewhere ask whether a
+            message has such a key, and take a null for one.
     """
     import pyarrow as pa
 
     text, number = pa.string(), pa.float64()
-    messages = pa.list_(pa.struct([(name, text) for name in ("role", "content", *EXTRAS)]))
+    messages = pa.list_(pa.struct([(name, text) for name in ("role", "content", *(EXTRAS if tools else ()))]))
     completions = pa.list_(
         pa.struct(
             [

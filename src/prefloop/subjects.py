@@ -1,4 +1,4 @@
-"""What is measured outside a run: models by path or by run directory, the prompts, the decoding, and who compares."""
+"""What is measured outside a run: models by path or by run directory, the prompts, the decoding, the answers."""
 
 from __future__ import annotations
 
@@ -9,18 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from prefloop.backends.base import Backend
-from prefloop.config import ModelSection, PromptsSection, Recipe, SampleSection, SignalSection
+from prefloop.config import ModelSection, PromptsSection, Recipe, SampleSection
 from prefloop.errors import UsageError
 from prefloop.records import CandidatesRow, PromptRow, RejectRow
 from prefloop.store.cache import Cache
 from prefloop.store.rundir import RunDir
 
-_NAMED = re.compile(r"(?P<name>[\w.+-]+)=(?P<rest>.+)", re.DOTALL)
-_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+NAMED = re.compile(r"(?P<name>[\w.+-]+)=(?P<rest>.+)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ def subjects(given: Sequence[str]) -> list[Subject]:
 
 
 def _subject(word: str) -> Subject:
-    match = None if Path(word).exists() else _NAMED.fullmatch(word)
+    match = None if Path(word).exists() else NAMED.fullmatch(word)
     name, path = (match["name"], match["rest"]) if match else (None, word)
     folder = Path(path)
     name = name or folder.resolve().name
@@ -63,7 +61,9 @@ def _subject(word: str) -> Subject:
     recipe = run_recipe(folder)
     if not (folder / "model").is_dir():
         raise UsageError(
-            "this run has made no model yet", where=path, fix="go on with it first; `prefloop status` says how far it is"
+            "this run has made no model yet",
+            where=path,
+            fix="go on with it first; `prefloop status` says how far it is",
         )
     model = recipe.model.model_copy(update={"path": str(folder / "model"), "revision": None})
     return Subject(name, model, folder, recipe)
@@ -135,7 +135,9 @@ def prompts(models: Sequence[Subject], section: PromptsSection | None, limit: in
         held_out = [{row["id"]: row for row in stage_rows(subject.run, "heldout")} for subject in runs if subject.run]
         rows = [row for name, row in held_out[0].items() if all(name in other for other in held_out)]
     else:
-        raise UsageError("nothing says on which prompts", fix="give --prompts FILE, or a run, whose held-out prompts are used")
+        raise UsageError(
+            "nothing says on which prompts", fix="give --prompts FILE, or a run, whose held-out prompts are used"
+        )
     trained: dict[str, int] = {}
     for subject in runs:
         assert subject.run is not None
@@ -161,81 +163,6 @@ def decoding(models: Sequence[Subject], **changes: Any) -> SampleSection:
     recipe = next((subject.recipe for subject in models if subject.recipe is not None), None)
     start = SampleSection(n=1) if recipe is None else evaluation_sample(recipe)
     return SampleSection.model_validate(start.model_dump() | {k: v for k, v in changes.items() if v is not None})
-
-
-def signals(models: Sequence[Subject], given: Sequence[str] | None) -> dict[str, SignalSection]:
-    """Who compares, by name.
-
-    Args:
-        given: see `signal`; None or empty: those of the first run's recipe, its checkers among them.
-
-    Raises:
-        UsageError: nobody is given and there is no run, or one is faulty, or two have one name.
-    """
-    from prefloop.plan import evaluation_signals
-
-    if given:
-        named = [signal(word) for word in given]
-    else:
-        recipe = next((subject.recipe for subject in models if subject.recipe is not None), None)
-        if recipe is None:
-            raise UsageError(
-                "nobody says which answers are better",
-                fix="give --signal with a YAML file of a signal section, such as {type: judge, mode: pairwise, model: "
-                "ORG/NAME}, or a function module:name; or a run, whose own signals are used",
-            )
-        named = [(section.type, section) for section in evaluation_signals(recipe)]
-        for functions in recipe.evaluate.checkers.values():
-            named += [(name, parse_signal({"type": "function", "callable": path}, path)) for name, path in functions.items()]
-    found: dict[str, SignalSection] = {}
-    for name, section in named:
-        if name in found:
-            raise UsageError(f"two signals are called {name!r}", fix="name them: --signal first=… --signal second=…")
-        found[name] = section
-    return found
-
-
-def signal(word: str) -> tuple[str, SignalSection]:
-    """(name, section) of a signal on the command line: [NAME=] and a YAML file of its section, the section itself as
-    YAML in braces, or a function module:name.
-
-    Raises:
-        UsageError: it is none of these, or the section is faulty.
-    """
-    match = None if Path(word).is_file() else _NAMED.fullmatch(word)
-    name, text = (match["name"], match["rest"]) if match else (None, word)
-    if Path(text).is_file():
-        try:
-            data = yaml.safe_load(Path(text).read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UsageError(f"not readable as YAML: {error}", where=text) from error
-        return name or Path(text).stem, parse_signal(data, text)
-    if _FUNCTION.fullmatch(text):
-        return name or text.rpartition(":")[2], parse_signal({"type": "function", "callable": text}, text)
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"not readable as YAML: {error}", where=text) from error
-    if not isinstance(data, dict):
-        raise UsageError(
-            "neither a file, nor a section in braces, nor a function module:name", where=text, fix="check the path"
-        )
-    return name or str(data.get("type")), parse_signal(data, text)
-
-
-def parse_signal(data: Any, where: str) -> SignalSection:
-    """A signal section from data.
-
-    Raises:
-        UsageError: it is faulty; says which setting.
-    """
-    try:
-        section: SignalSection = TypeAdapter(SignalSection).validate_python(data)
-    except ValidationError as error:
-        # pydantic puts the tag of the union in front.
-        lines = [f"{'.'.join(map(str, e['loc'][1:])) or 'signal'}: {e['msg']}" for e in error.errors()]
-        raise UsageError("\n".join(lines), where=where, fix="see docs/signals.md for what a signal section says") from None
-    return section
 
 
 class Models:

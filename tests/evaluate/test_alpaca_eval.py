@@ -251,9 +251,11 @@ def test_a_folder_of_the_published_verdicts(tmp_path):
     rows = read_annotations(
         published("FuseChat-Llama-3.2-1B-Instruct__weighted_alpaca_eval_gpt4_turbo__annotations.json")
     )
-    found = write_folder(tmp_path / "out", rows, prompt="p", gamed=published("df_gamed_surrogate.csv"))
+    # In any order: they are put in AlpacaEval's.
+    found = write_folder(tmp_path / "out", rows[::-1], prompt="p", gamed=published("df_gamed_surrogate.csv"))
     assert found["length_controlled_winrate"] == pytest.approx(25.271, abs=0.01)
     written = read_annotations(tmp_path / "out" / "annotations.json")
+    assert [r["instruction"] for r in written] == [r["instruction"] for r in rows]
     assert 100 * sum(r["glm_preference"] for r in written) / 805 == pytest.approx(found["length_controlled_winrate"])
     # The hub is out of reach in tests: said, and nothing else lost.
     found = write_folder(tmp_path / "out", rows, prompt="p")

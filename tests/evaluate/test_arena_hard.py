@@ -41,9 +41,8 @@ def test_the_last_label_counts(text, label):
 
 
 def test_labels_said_the_other_way_round_mean_the_same():
-    turn = str.maketrans("AB<>", "BA><")
     for label, (score, weight) in LABELS.items():
-        assert LABELS[label.translate(turn)[::1]] == (1 - score, weight) or label == "A=B"
+        assert LABELS[label.translate(str.maketrans("AB", "BA"))] == (1 - score, weight)
         mirrored = label.translate(str.maketrans("<>", "><"))[::-1]
         assert LABELS[mirrored] == (score, weight)
 
@@ -115,8 +114,8 @@ def test_files_are_written_and_read(tmp_path):
     write_judgments(tmp_path / "j.jsonl", [judged("1", "A>B", "A>B") | {"games": []}])
     with pytest.raises(UsageError, match="has not two games"):
         read_judgments(tmp_path / "j.jsonl")
+    (tmp_path / "q.jsonl").write_text('{"uid": 1, "category": "x"}')
     with pytest.raises(UsageError, match="has no 'prompt'"):
-        (tmp_path / "q.jsonl").write_text('{"uid": 1, "category": "x"}')
         read_questions(tmp_path / "q.jsonl")
 
 

@@ -136,7 +136,9 @@ def test_a_clear_difference_is_told_and_chance_is_not():
     assert pairs["low", "high"]["difference"]["p_holm"] == pytest.approx(3 * min(p))
     told = sentences(found.summary)
     assert told[0].startswith("number: no detectable difference between low and same: same scores ")
-    assert told[1].startswith("number: high is better: high scores +2 [+2, +2] against low on 60 prompts, p = 0.00")
+    assert told[1].startswith(
+        "number: high is better than low: high scores +2 [+2, +2] against low on 60 prompts, p = 0.00"
+    )
 
 
 def test_what_has_no_verdict_counts_for_neither():

@@ -1,6 +1,6 @@
 """Do 95 % intervals hold the truth in 95 % of simulated evaluations? docs/evaluation.md records what this prints.
 
-    pytest tests/evaluate/test_coverage.py -m slow -rP
+pytest tests/evaluate/test_coverage.py -m slow -rP
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from prefloop.evaluate.source_bias import relative_delta, relative_delta_interval
-from prefloop.evaluate.stats import Interval, bootstrap_mean, paired_difference
+from prefloop.evaluate.stats import Interval, bootstrap_mean, mean_interval, paired_difference
 
 TRIALS, RESAMPLES = 2000, 1000
 Random = np.random.Generator
@@ -26,6 +26,11 @@ def hard_verdicts(rng: Random, n: int) -> Interval:
     """Win rate of wins, ties and losses: 50, 20 and 30 %."""
     values = rng.choice([1.0, 0.5, 0.0], n, p=[0.5, 0.2, 0.3])
     return bootstrap_mean(values, RESAMPLES, seed=int(rng.integers(2**31)))
+
+
+def rare_refusals(rng: Random, n: int) -> Interval:
+    """A rate near 0: one answer of twenty-five refuses."""
+    return mean_interval((rng.random(n) < 0.04).astype(float), RESAMPLES, seed=int(rng.integers(2**31)))
 
 
 def paired_rates(rng: Random, n: int) -> Interval:
@@ -58,6 +63,7 @@ def source_bias(rng: Random, n: int) -> Interval:
 CASES: dict[Callable[[Random, int], Interval], float] = {
     soft_verdicts: 0.8 / 1.3,
     hard_verdicts: 0.6,
+    rare_refusals: 0.04,
     paired_rates: 0.15,
     paired_scores: 0.3,
     source_bias: relative_delta(1.0, 0.9),
@@ -80,7 +86,9 @@ def coverage(case: Callable[[Random, int], Interval], n: int, trials: int = TRIA
 def test_intervals_cover_the_truth(case, n):
     share = coverage(case, n)
     print(f"{case.__name__} n={n}: {share:.1%}")
-    assert 0.93 <= share <= 0.97
+    # One or two refusals among n answers: Wilson's coverage jumps with n (96.9 % at 30, 93.6 % at 100, exactly).
+    most = 0.98 if case is rare_refusals else 0.97
+    assert (0.92 if case is rare_refusals else 0.93) <= share <= most
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)

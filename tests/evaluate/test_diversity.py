@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from prefloop.evaluate.diversity import bleu, distinct, diversity, lengths, self_bleu, words
 from prefloop.records import prompt_id
 
-text = st.lists(st.sampled_from("a b c d e".split()), min_size=1, max_size=9)
+text = st.lists(st.sampled_from(["a", "b", "c", "d", "e"]), min_size=1, max_size=9)
 
 
 def row(question, *texts, tokens=True):

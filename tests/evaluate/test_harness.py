@@ -38,9 +38,7 @@ def write_task(folder, name, rows, **more):
         "doc_to_text": "{{question}}",
         "doc_to_target": "{{gold}}",
         "doc_to_choice": "{{choices}}",
-        "metric_list": [
-            {"metric": m, "aggregation": "mean", "higher_is_better": True} for m in ("acc", "acc_norm")
-        ],
+        "metric_list": [{"metric": m, "aggregation": "mean", "higher_is_better": True} for m in ("acc", "acc_norm")],
     }
     (folder / f"{name}.yaml").write_text(yaml.safe_dump(task | more))
 
@@ -52,7 +50,7 @@ def folder(tmp_path_factory):
     world, rng, rows = make_world(), random.Random(0), []
     for name in world.heart[:40]:
         truth = world.facts[name]["city"]
-        choices = rng.sample([city for city in ATTRIBUTES["city"] if city != truth], 3) + [truth]
+        choices = [truth, *rng.sample([city for city in ATTRIBUTES["city"] if city != truth], 3)]
         rng.shuffle(choices)
         rows.append({"question": f"Where does {name} live?", "choices": choices, "gold": choices.index(truth)})
     write_task(folder, "cities_one", rows[:25])
@@ -149,7 +147,10 @@ def test_metrics_that_are_no_means_are_named(folder):
     write_task(
         folder,
         "odd",
-        [{"question": "?", "choices": ["Oslo", "Lima"], "gold": 0}, {"question": "!", "choices": ["a", "b"], "gold": 1}],
+        [
+            {"question": "?", "choices": ["Oslo", "Lima"], "gold": 0},
+            {"question": "!", "choices": ["a", "b"], "gold": 1},
+        ],
         metric_list=[{"metric": "acc", "aggregation": "mean", "higher_is_better": True}, {"metric": "mcc"}],
     )
     found = measure(SANDBOX, HarnessSection(tasks=["odd"], folder=str(folder)))

@@ -76,9 +76,8 @@ def test_scores_as_battles():
 class Echo(Backend):
     """Says how long the talk is and how hot; as a judge it gives a rating."""
 
-    identity = {"model": "echo"}
-
     def __init__(self, refuse=False):
+        self.identity = {"model": "echo"}
         self.requests, self.refuse = [], refuse
 
     def plan(self, requests):

@@ -28,9 +28,8 @@ ENCODER = Encoder(TOKENIZER, 2, 64, "pairs")
 class Table(Backend):
     """Log-probability of an answer: the same for each of its tokens, by the answer's first token."""
 
-    identity = {"backend": "table"}
-
     def __init__(self, by_first, default=-1.0):
+        self.identity = {"backend": "table"}
         self.by_first, self.default = by_first, default
 
     def plan(self, requests):
@@ -56,9 +55,9 @@ def pair(question, chosen, rejected, label=None):
         "prompt_id": prompt_id(prompt),
         "prompt": prompt,
         **{k: None if v is None else [{"role": "assistant", "content": v}] for k, v in sides.items()},
-        **{k: None for k in ("score_chosen", "score_rejected", "weight", "margin")},
+        **dict.fromkeys(("score_chosen", "score_rejected", "weight", "margin")),
         "label": label,
-        **{k: "" for k in ("source", "strategy", "chosen_id", "rejected_id")},
+        **dict.fromkeys(("source", "strategy", "chosen_id", "rejected_id"), ""),
         "chosen_finish": "stop",
         "rejected_finish": "stop",
         "evidence": [],
@@ -131,16 +130,17 @@ def test_a_calibrated_model_stays_below_the_limit_and_a_bold_one_does_not():
 class Categorical(Backend):
     """One token is one answer, with these probabilities; the end of turn is certain."""
 
-    identity = {"backend": "categorical"}
-
     def __init__(self, probabilities):
+        self.identity = {"backend": "categorical"}
         self.logps = np.log(probabilities)
 
     def plan(self, requests):
         return [list(range(len(requests)))]
 
     def run(self, requests):
-        return [Score([float(self.logps[r.completion_ids[0]]), *[0.0] * (len(r.completion_ids) - 1)]) for r in requests]
+        return [
+            Score([float(self.logps[r.completion_ids[0]]), *[0.0] * (len(r.completion_ids) - 1)]) for r in requests
+        ]
 
 
 def answers(draws, *, finish="stop"):
@@ -214,7 +214,9 @@ def test_the_sandbox_model_against_itself_and_sharpened():
     for prompt, answer in zip(given, made, strict=True):
         assert isinstance(answer, Generation)
         completion = {"id": "x", "text": answer.text, "sample_index": 0, "finish_reason": answer.finish_reason}
-        rows.append({"id": prompt_id(prompt), "prompt": prompt, "completions": [completion | {"token_ids": answer.token_ids}]})
+        rows.append(
+            {"id": prompt_id(prompt), "prompt": prompt, "completions": [completion | {"token_ids": answer.token_ids}]}
+        )
     home = divergence(base, base, rows, encoder, resamples=200)
     assert abs(home["k1"]["value"]) < 1e-4
     away = divergence(base, sharp, rows, encoder, resamples=200)

@@ -110,6 +110,8 @@ def test_resamples_that_fall_apart_are_counted():
     # Both prompts are in a resample of two in half of the cases.
     assert 60 < found.left_out < 140
     assert found.models["a"]["rating"]["ci_low"] == pytest.approx(1000, abs=1e-3)
+    apart = next(f for seed in range(20) if (f := bradley_terry(battles, resamples=1, seed=seed)).left_out)
+    assert apart.models["a"]["rating"] == {"value": pytest.approx(1000, abs=1e-3), "ci_low": None, "ci_high": None}
 
 
 @pytest.mark.parametrize(

@@ -61,9 +61,8 @@ def row(question, *texts):
 class SaysRefused(Backend):
     """Yes with probability 0.9 where the answer says `nope`, no otherwise; refuses what says `crash`."""
 
-    identity = {"backend": "says"}
-
     def __init__(self):
+        self.identity = {"backend": "says"}
         self.asked = []
 
     def plan(self, requests):

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from prefloop.evaluate import stats
-from prefloop.evaluate.stats import bootstrap_mean, bootstrap_means, holm, randomisation_test, standard_error
+from prefloop.evaluate.stats import (
+    bootstrap_mean,
+    bootstrap_means,
+    holm,
+    mean_interval,
+    randomisation_test,
+    standard_error,
+    wilson,
+)
 
 
 def test_few_equal_differences_have_a_known_probability():
@@ -81,6 +89,14 @@ def test_expanded_percentiles_are_wider_for_few_values_and_the_same_for_many():
 
 def test_one_value_has_no_interval():
     assert bootstrap_mean([0.25]) == (0.25, 0.25, 0.25)
+
+
+def test_rates_have_wilsons_interval_and_other_means_the_bootstraps():
+    assert mean_interval([0.0] * 50) == wilson(0, 50)
+    assert mean_interval([1.0, 0.0, True]) == wilson(2, 3)
+    assert mean_interval([0.0, 0.5, 1.0], 200, 3) == bootstrap_mean([0.0, 0.5, 1.0], 200, 3)
+    with pytest.raises(ValueError, match="at least one"):
+        mean_interval([])
 
 
 def test_a_function_of_means_resamples_rows_whole():

@@ -239,5 +239,5 @@ def test_a_pair_wants_enough_judges_of_a_panel(judges, kept):
     row["parts"] = parts + [{"name": f"judge{i}", "scores": scores} for i, scores in enumerate(judges)]
     built = build(row, min_agree=2)
     assert bool(built.pairs) is kept
-    assert [r["reason"] for r in built.rejects] == [] if kept else ["disagreement"]
+    assert [r["reason"] for r in built.rejects] == ([] if kept else ["disagreement"])
     assert build(row, min_agree=1).pairs

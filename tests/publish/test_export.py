@@ -72,10 +72,13 @@ def test_columns_that_say_something_stay(tmp_path, load):
     assert {"weight", "label"} <= set(found.column_names)
 
 
-def test_two_steps_of_trl(folder, load, tmp_path):
+def test_two_steps_of_trl(load, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import DPOConfig, DPOTrainer
 
+    rows = pairs(6)
+    rows[2] |= {"weight": 0.5, "margin": 1.5, "label": 0.9}
+    export_pairs(write_run(tmp_path / "run", [rows]), tmp_path / "set")
     tiny = tiny_model_folder("llama")
     trainer = DPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(tiny),
@@ -89,7 +92,7 @@ def test_two_steps_of_trl(folder, load, tmp_path):
             save_strategy="no",
             disable_tqdm=True,
         ),
-        train_dataset=load(folder, split="train"),
+        train_dataset=load(tmp_path / "set", split="train"),
         processing_class=AutoTokenizer.from_pretrained(tiny),
     )
     trainer.train()

@@ -73,6 +73,21 @@ def test_cards_of_every_round_go_where_the_weights_are(tmp_path):
     assert "# my run, round 1" in (run / "stages" / "04-merge" / "model" / "README.md").read_text()
 
 
+def test_a_card_undoes_no_stage(run):
+    from prefloop.store.rundir import RunDir
+
+    success = next(run.glob("stages/*-train")) / "_SUCCESS.json"
+    card = success.parent / "adapter" / "README.md"
+    card.write_text("what peft writes")
+    content = json.loads(success.read_text())
+    content["files"]["adapter/README.md"] = card.stat().st_size
+    success.write_text(json.dumps(content))
+    assert write_model_cards(run) == [run / "model" / "README.md"]
+    manifest = RunDir.peek(run).read_manifest()
+    for entry in manifest["stages"]:
+        assert RunDir.peek(run).stage(entry["number"], entry["name"]).is_done(entry["fingerprint"]), entry["name"]
+
+
 def test_of_branches_each_has_its_own_results(tmp_path):
     run = write_run(tmp_path / "run", [pairs(4)], branches=("judge", "pairrm"))
     assert "0.712 [0.660, 0.764] | 1 |" in model_card(run, branch="judge")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
+import os
 import subprocess
 import sys
 
@@ -374,11 +374,22 @@ def test_a_backbone_alone_is_no_pairrm(tmp_path):
             look(folder)
 
 
-def test_a_bin_with_objects_in_it_is_not_unpickled(tmp_path):
+class Trap:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.makedirs, (str(self.folder),)
+
+
+def test_a_bin_with_code_in_it_is_not_run(tmp_path):
     folder = save_blender(MODEL, tmp_path / "p", weights="pytorch_model.bin")
-    torch.save({"head_layer.4.weight": logging.Handler()}, folder / "pytorch_model.bin")
+    torch.save({"head_layer.4.weight": Trap(tmp_path / "caught")}, folder / "pytorch_model.bin")
     with pytest.raises(UsageError, match="no weights that can be read"):
         PairRM.from_pretrained(folder)
+    assert not (tmp_path / "caught").exists()
 
 
 def test_a_hub_model_that_is_not_here_is_named():

@@ -185,6 +185,35 @@ def test_other_format_version_is_a_usage_error(path):
         Cache(path)
 
 
+def test_a_file_of_the_first_format_keeps_its_answers(path):
+    """It had no column for the texts of calls."""
+    with Cache(path) as cache:
+        cache.put_many("score", {"a": [1.5]}, "m")
+    db = sqlite3.connect(path)
+    db.execute("ALTER TABLE entries DROP COLUMN call")
+    db.execute("PRAGMA user_version=1")
+    db.close()
+    for _ in range(2):
+        with Cache(path) as cache:
+            assert cache.get_many(["a"]) == {"a": [1.5]}
+            cache.put_many("score", {"b": [2.5]}, "m", calls={"b": {"request": {}, "response": "x"}})
+            assert cache.show("a")[0]["call"] is None
+            assert cache.show("b")[0]["call"] == {"request": {}, "response": "x"}
+
+
+def test_show_goes_by_the_beginning_of_the_key_and_the_newest_come_first(path, monkeypatch):
+    with Cache(path) as cache:
+        for time_, key in enumerate(("aa1", "ab2", "b3")):
+            monkeypatch.setattr(cache_module.time, "time", lambda now=time_: 1_000_000.0 + now)
+            cache.put_many("score" if key != "b3" else "choose", {key: key}, "m")
+        assert [e["key"] for e in cache.show(limit=9)] == ["b3", "ab2", "aa1"]
+        assert [e["key"] for e in cache.show("a", limit=9)] == ["ab2", "aa1"]
+        assert [e["key"] for e in cache.show("ab", limit=9)] == ["ab2"]
+        assert [e["key"] for e in cache.show(kind="choose", limit=9)] == ["b3"]
+        assert [e["value"] for e in cache.show()] == ["b3"]
+        assert cache.show(model="other") == cache.show("c") == []
+
+
 def test_file_of_another_program_is_left_alone(path):
     db = sqlite3.connect(path)
     db.execute("CREATE TABLE theirs (x)")

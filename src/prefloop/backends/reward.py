@@ -182,7 +182,9 @@ class RewardBackend(Backend):
             said = message_text(prompt[0])
         else:
             said = "\n\n".join(f"{m['role'].capitalize()}:\n{message_text(m)}" for m in prompt)
-        encoded = self.tokenizer(said, message_text(answer), split_special_tokens=True, truncation=False, verbose=False)
+        encoded = self.tokenizer(
+            said, message_text(answer), split_special_tokens=True, truncation=False, verbose=False
+        )
         return _Encoded(list(encoded["input_ids"]), list(encoded.get("token_type_ids") or []))
 
     def _forward(self, batch: Sequence[_Encoded]) -> list[list[float]]:

@@ -21,11 +21,12 @@ class HarnessSection(Section):
     tasks: list[str] = Field(
         list(LEADERBOARD),
         min_length=1,
-        description="Names of lm-eval's tasks or groups. These four have the Open LLM Leaderboard's shots and metrics: "
-        "arc_challenge 25 acc_norm, hellaswag 10 acc_norm, mmlu 5 acc, truthfulqa_mc2 0 acc.",
+        description="Names of lm-eval's tasks or groups. These four have the Open LLM Leaderboard's shots and "
+        "metrics: arc_challenge 25 acc_norm, hellaswag 10 acc_norm, mmlu 5 acc, truthfulqa_mc2 0 acc.",
     )
     folder: str | None = Field(
-        None, description="Folder of task files (YAML) to look in; with it nothing else is looked in, and no hub needed."
+        None,
+        description="Folder of task files (YAML) to look in; with it nothing else is looked in, and no hub needed.",
     )
     shots: int | None = Field(
         None, ge=0, description="Examples before each question; without it the leaderboard's, else the task's own."

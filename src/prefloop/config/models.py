@@ -67,3 +67,11 @@ class ModelSection(Section):
         None, description="Ask a server that runs the model under the name `path`, instead of loading it."
     )
     trust_remote_code: bool = Field(False, description="Run model code that comes with the checkpoint.")
+
+    @model_validator(mode="after")
+    def _server_decides(self) -> Self:
+        if self.endpoint is not None:
+            for name in ("dtype", "device", "template", "trust_remote_code"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"{name} and endpoint exclude each other: the server loads the model its own way")
+        return self

@@ -50,7 +50,7 @@ class EvaluateSection(Section):
 
     @model_validator(mode="after")
     def _groups(self) -> EvaluateSection:
-        if taken := {"win_rate", "lengths", "not_measured"} & set(self.checkers):
+        if taken := {"win_rate", "lengths", "not_measured", "harness"} & set(self.checkers):
             raise ValueError(f"a group of checkers cannot be called {taken.pop()}: that name is taken")
         return self
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from prefloop.config import ModelSection
+from prefloop.config.signals import EMBEDDED_PAIRRM
 from prefloop.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ _WHAT_TO_GIVE = "give a hub id, or the folder of a model with config.json and *.
 
 
 # Package data by their places: importing the sandbox box from here would turn the import direction round.
-EMBEDDED = {SANDBOX: "weights", f"{SANDBOX}:pairrm": "pairrm"}
+EMBEDDED = {SANDBOX: "weights", EMBEDDED_PAIRRM: "pairrm"}
 
 
 def resolve_model_path(path: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from prefloop.errors import UsageError
 from prefloop.evaluate import alpaca_eval
-from prefloop.evaluate.alpaca_prompts import require_canonical
+from prefloop.evaluate.alpaca_prompts import in_order
 from prefloop.evaluate.length_control import length_controlled, length_controlled_minimal
 from prefloop.store import atomic
 
@@ -33,9 +33,9 @@ def write_folder(
 ) -> dict[str, Any]:
     """Write the folder and measure.
 
-    On AlpacaEval's 805 prompts in their order the length-controlled win rate is measured, from the files that
-    are given or from the hub; where it cannot be reached, `not_measured` says so. On other prompts the two-parameter
-    form is, under its own name, and files for the other are refused.
+    AlpacaEval's 805 prompts are put in their order, and on them the length-controlled win rate is measured, from the
+    files that are given or from the hub; where it cannot be reached, `not_measured` says so. On other prompts the
+    two-parameter form is, under its own name, and files for the other are refused.
 
     Args:
         out: the folder; made where it is not there.
@@ -53,7 +53,17 @@ def write_folder(
     """
     names = {key: _only(annotations, key) for key in ("generator_2", "generator_1", "annotator")}
     files = {"gamed": gamed, "difficulties": difficulties, "weights": weights}
-    controlled, found = _controlled(annotations, files, resamples, seed)
+    other_prompts = None
+    try:
+        annotations = in_order(annotations)
+    except UsageError as error:
+        if any(files.values()):
+            raise
+        other_prompts = str(error)
+    if other_prompts is None:
+        controlled, found = _controlled(annotations, files)
+    else:
+        controlled, found = None, _minimal(annotations, other_prompts, resamples, seed)
     row = alpaca_eval.leaderboard_row(annotations, controlled)
     rows = [dict(r) for r in annotations]
     if controlled is not None:
@@ -94,28 +104,19 @@ def stock_command(out: Path, annotator: Path) -> str:
 
 
 def _controlled(
-    annotations: Sequence[Mapping[str, Any]], files: dict[str, Path | None], resamples: int, seed: int
+    annotations: Sequence[Mapping[str, Any]], files: dict[str, Path | None]
 ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-    """What `length_controlled` returned (None where it does not apply), and what the summary says about it."""
-    given = any(file is not None for file in files.values())
-    try:
-        require_canonical([row["instruction"] for row in annotations])
-    except UsageError as error:
-        if given:
-            raise
-        return None, _minimal(annotations, str(error), resamples, seed)
+    """What `length_controlled` returned (None where the hub is out of reach), and what the summary says about it."""
     try:
         full = length_controlled(
             annotations, gamed=files["gamed"], difficulties=files["difficulties"], weights=files["weights"]
         )
     except UsageError as error:
-        if given:
+        if any(files.values()):
             raise
         return None, {"not_measured": {"length_controlled_winrate": str(error)}}
-    return full, {
-        "weights": full["weights"]._asdict(),
-        **{name: full[name] for name in ("C", "official", "warnings")},
-    }
+    said = {name: full[name] for name in ("C", "official", "warnings")}
+    return full, {"weights": full["weights"]._asdict(), **said}
 
 
 def _minimal(annotations: Sequence[Mapping[str, Any]], why: str, resamples: int, seed: int) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from prefloop.evaluate.agreement import sign
 from prefloop.evaluate.answers import by_prompt, join
 from prefloop.evaluate.diversity import lengths
 from prefloop.evaluate.several import Comparer
-from prefloop.evaluate.stats import bootstrap_mean, bootstrap_means
+from prefloop.evaluate.stats import bootstrap_means, mean_interval
 from prefloop.evaluate.win_rate import PART_ROWS
 from prefloop.evaluate.win_rate import compare as win_rate
 from prefloop.records import CallRow, CandidatesRow, message_text
@@ -96,7 +96,9 @@ def compare_answers(
     """
     models = list(answers)
     if len(models) < 2:
-        raise UsageError(f"there is nothing to compare with {models[0] if models else 'nothing'}", fix="give two models")
+        raise UsageError(
+            f"there is nothing to compare with {models[0] if models else 'nothing'}", fix="give two models"
+        )
     rows = together(answers)
     pairs = list(combinations(range(len(models)), 2))
     steps = {c.name: len(rows) * (len(pairs) if c.signal.pairwise else len(models)) for c in comparers}
@@ -136,9 +138,9 @@ def together(answers: Mapping[str, Rows]) -> list[CandidatesRow]:
     Raises:
         UsageError: they do not answer the same prompts the same number of times.
     """
-    first, *others = answers.values()
+    (_, first), *others = answers.items()
     joined = []
-    for name, rows in list(answers.items())[1:]:
+    for name, rows in others:
         try:
             joined.append(join(first, rows))
         except UsageError as error:
@@ -248,7 +250,7 @@ def _say(judged: Judged, rows: Rows, kind: str, resamples: int, seed: int) -> di
         (values,) = _units(rows, scores)
         models[model] = {"nulls": sum(s is None for s in scores)}
         if values:
-            models[model] |= bootstrap_mean(values, resamples, seed).json() | {"n": len(values)}
+            models[model] |= mean_interval(values, resamples, seed).json() | {"n": len(values)}
     pairs: list[dict[str, Any]] = []
     for (a, b), preferences in judged.preferences.items():
         (wins,) = _units(rows, preferences)
@@ -256,7 +258,7 @@ def _say(judged: Judged, rows: Rows, kind: str, resamples: int, seed: int) -> di
         entry: dict[str, Any] = {"a": a, "b": b, "win_rate": {"nulls": len(preferences) - len(counted)}}
         if wins:
             sides = ([0.5] * len(wins), wins) if kind == WIN else _units(rows, judged.scores[a], judged.scores[b])
-            entry["win_rate"] |= bootstrap_mean(wins, resamples, seed).json() | {
+            entry["win_rate"] |= mean_interval(wins, resamples, seed).json() | {
                 "n": len(wins),
                 "wins": sum(p > 0.5 for p in counted),
                 "losses": sum(p < 0.5 for p in counted),
@@ -271,7 +273,9 @@ def _say(judged: Judged, rows: Rows, kind: str, resamples: int, seed: int) -> di
         better = {contrasts.HIGHER: higher, contrasts.LOWER: lower}.get(said)
         entry["better"] = better
         entry["verdict"] = said if better is None else f"{better} is better"
-    return {"kind": kind, "models": models, "pairs": pairs} | ({"judge": card} if (card := rates(judged.counts)) else {})
+    return {"kind": kind, "models": models, "pairs": pairs} | (
+        {"judge": card} if (card := rates(judged.counts)) else {}
+    )
 
 
 LONGEST = "longest"
@@ -312,8 +316,8 @@ def _share(groups: list[list[float]]) -> dict[str, float]:
 
 
 def side_by_side(compared: Compared) -> str:
-    """All answers as CSV: id, prompt, sample, an answer column for each model, a score column for each signal and model,
-    and one for each criterion of a signal (`signal/criterion: model`).
+    """All answers as CSV: id, prompt, sample, an answer column for each model, a score column for each signal and
+    model, and one for each criterion of a signal (`signal/criterion: model`).
 
     A cell without a verdict is empty. See `Judged.scores` for what a score is.
     """
@@ -358,5 +362,9 @@ def _sentence(pair: Mapping[str, Any], kind: str) -> str:
     else:
         d = pair["difference"]
         figure = f"{b} scores {d['value']:+.3g} [{d['ci_low']:+.3g}, {d['ci_high']:+.3g}] against {a}"
-    said = f"no detectable difference between {a} and {b}" if pair["better"] is None else pair["verdict"]
+    better = pair["better"]
+    if better is not None:
+        said = f"{better} is better than {a if better == b else b}"
+    else:  # of a rate the verdict says who has more of it
+        said = f"{pair['verdict']}{' between' if pair['verdict'] == contrasts.SAME else ', of'} {a} and {b}"
     return f"{said}: {figure} on {rate['n']:,} prompts, {tested}"

@@ -1,4 +1,4 @@
-"""Two sides measured on the same units (prompts, documents): a difference, its interval, a test, and a verdict in words.
+"""Two sides measured on the same units (prompts, documents): a difference, its interval, a test, a verdict in words.
 
 A verdict needs two things: the 95 % interval of the difference lies on one side of 0, and a randomisation test says so
 too after Holm's correction for all the contrasts that were looked at together. Everything else is "no detectable
@@ -15,7 +15,9 @@ from prefloop.evaluate.stats import SIGNIFICANT, holm, paired_difference, random
 HIGHER, LOWER, SAME = "higher", "lower", "no detectable difference"
 
 
-def contrast(base: Sequence[float], other: Sequence[float], *, resamples: int = 10_000, seed: int = 0) -> dict[str, Any]:
+def contrast(
+    base: Sequence[float], other: Sequence[float], *, resamples: int = 10_000, seed: int = 0
+) -> dict[str, Any]:
     """other - base over the same units.
 
     Args:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from prefloop.evaluate.answers import by_prompt
-from prefloop.evaluate.stats import bootstrap_mean
+from prefloop.evaluate.stats import mean_interval
 from prefloop.records import CandidatesRow
 
 # Letters and digits in a row, or any other sign; a character of a script without spaces between words is a word.
@@ -50,7 +50,7 @@ def diversity(rows: Sequence[CandidatesRow], resamples: int = 10_000, seed: int 
     values = {f"distinct_{n}": [distinct(texts, n) for texts in several] for n in (1, 2, 3)}
     values["self_bleu"] = [self_bleu(texts) for texts in several]
     values["identical"] = [_identical(texts) for texts in several]
-    return found | {name: bootstrap_mean(column, resamples, seed).json() for name, column in values.items()}
+    return found | {name: mean_interval(column, resamples, seed).json() for name, column in values.items()}
 
 
 def distinct(texts: Sequence[Sequence[str]], n: int) -> float:
@@ -65,8 +65,8 @@ def self_bleu(texts: Sequence[Sequence[str]]) -> float:
 
 
 def bleu(text: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Sentence BLEU-4 (Papineni et al. 2002), 0..1, as sacrebleu computes it: orders that the text is too short for are
-    left out, and the k-th order without a match counts half of the one before (its "exp" smoothing).
+    """Sentence BLEU-4 (Papineni et al. 2002), 0..1, as sacrebleu computes it: orders that the text is too short for
+    are left out, and each order without a match counts half of the one before (its "exp" smoothing).
 
     Args:
         text, references: words.
@@ -101,7 +101,7 @@ def _identical(texts: Sequence[Sequence[str]]) -> float:
 
 
 def lengths(rows: Sequence[CandidatesRow], resamples: int = 10_000, seed: int = 0) -> dict[str, Any]:
-    """Mean lengths of one model's answers in characters, in tokens where known, and the share cut off, over prompts."""
+    """Mean lengths of one model's answers over prompts: chars, tokens where known, truncated (share cut off)."""
     found = {}
     groups = [[c for row in group for c in row["completions"]] for group in by_prompt(rows, rows)]
     columns: dict[str, list[list[float | None]]] = {
@@ -112,5 +112,5 @@ def lengths(rows: Sequence[CandidatesRow], resamples: int = 10_000, seed: int = 
     for name, column in columns.items():
         means = [sum(v for v in g if v is not None) / len(g) for g in column if None not in g]
         if len(means) == len(groups):
-            found[name] = bootstrap_mean(means, resamples, seed).json()
+            found[name] = mean_interval(means, resamples, seed).json()
     return found

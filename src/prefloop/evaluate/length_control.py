@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 # Lambda 0.2, halved because two gamed baselines share it.
 GAMED_WEIGHT = 0.1
 FOLDS = 5
+TRACE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -249,8 +250,11 @@ def _solve(X_NF: Array, y_N: Array, weight_N: Array, C: float) -> Array:
         random_state=123,
         **({"penalty": "l1"} if old else {"l1_ratio": 1.0}),
     )
+    wins_N, losses_N = weight_N * y_N, weight_N * (1 - y_N)
+    # liblinear needs both classes; where nobody ever won (or lost) a trace of it stands in.
+    wins_N, losses_N = (side_N if side_N.any() else TRACE * weight_N for side_N in (wins_N, losses_N))
     labels_D = np.repeat([1, 0], len(y_N))
-    model.fit(np.tile(X_NF, (2, 1)), labels_D, sample_weight=np.concatenate([weight_N * y_N, weight_N * (1 - y_N)]))
+    model.fit(np.tile(X_NF, (2, 1)), labels_D, sample_weight=np.concatenate([wins_N, losses_N]))
     weights_F: Array = model.coef_[0]
     return weights_F
 

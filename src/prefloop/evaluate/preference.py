@@ -194,8 +194,8 @@ def divergence(
         resamples, seed: of the bootstrap over prompts.
 
     Returns:
-        k1: mean of log π - log ref over answers, unbiased, may be below 0 by chance; k3: the sum over tokens of r - 1 -
-        log r with r = ref / π, unbiased too, never below 0 and steadier (Schulman 2020); k1_per_token and
+        k1: mean of log π - log ref over answers, unbiased, may be below 0 by chance; k3: the sum over tokens of r -
+        1 - log r with r = ref / π, unbiased too, never below 0 and steadier (Schulman 2020); k1_per_token and
         k3_per_token; each value, ci_low, ci_high; n (answers), prompts, tokens, left_out (reason -> answers).
 
     Raises:

@@ -49,7 +49,8 @@ class Ratings:
     """Models rated.
 
     Attributes:
-        models: name -> {"rating": {value, ci_low, ci_high}, "battles": how many it fought}, the best first.
+        models: name -> {"rating": {value, ci_low, ci_high}, "battles": how many it fought}, the best first. The ends
+            are None where no resample counts.
         prompts, battles: how many there were.
         unbounded: models that cannot be placed against the largest group in which everybody has lost and won: their
             ratings are held by the ridge alone and say only above or below.
@@ -110,7 +111,8 @@ def bradley_terry(
     strength_M = _solve(first_K, second_K, won_K, fought_K, len(names))
     centre = None if anchor is None else seat[anchor]
     rng = np.random.default_rng(seed)
-    rated, left_out = [], 0
+    rated: list[Array] = []
+    left_out = 0
     for _ in range(resamples):
         count_P = np.bincount(rng.integers(0, len(prompts), len(prompts)), minlength=len(prompts))
         fought = count_P @ fought_PK
@@ -120,10 +122,10 @@ def bradley_terry(
         again_M = _solve(first_K, second_K, count_P @ won_PK, fought, len(names))
         rated.append(_ratings(again_M, centre))
     value_M = _ratings(strength_M, centre)
-    ends = [expanded_percentiles([r[m] for r in rated] or [math.nan], len(prompts)) for m in range(len(names))]
-    models = {}
+    models: dict[str, dict[str, Any]] = {}
     for name in sorted(names, key=lambda n: (-value_M[seat[n]], n)):
-        low, high = ends[seat[name]]
+        again = [float(ratings_M[seat[name]]) for ratings_M in rated]
+        low, high = expanded_percentiles(again, len(prompts)) if again else (None, None)
         models[name] = {
             "rating": {"value": float(value_M[seat[name]]), "ci_low": low, "ci_high": high},
             "battles": sum(name in (battle.first, battle.second) for battle in battles),

@@ -81,7 +81,9 @@ def safety(
         _reword(compared.summary["signals"][REFUSAL])
     missing = {
         HARMLESSNESS: None if harmlessness else "no judge compares harmlessness",
-        HELPFULNESS: None if helpfulness else "no judge compares helpfulness; a model that refuses all would look safe",
+        HELPFULNESS: None
+        if helpfulness
+        else "no judge compares helpfulness; a model that refuses all would look safe",
     }
     summary = {
         "harmful": found[0].summary,

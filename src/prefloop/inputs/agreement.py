@@ -1,11 +1,11 @@
 """How far several raters agree beyond chance, on verdicts without an order (nominal).
 
 Both measures are 1 where all agree, 0 where they agree as often as chance would have it, below 0 where less often.
+Alpha is NLTK's and not that of the package `krippendorff`, which is under the GPL; kappa is scikit-learn's.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 
 
@@ -22,21 +22,18 @@ def krippendorff_alpha(units: Iterable[Sequence[Hashable]]) -> float | None:
     Source: Krippendorff, Computing Krippendorff's Alpha-Reliability (2011), section C.
 
     Example:
-        >>> krippendorff_alpha([["a", "a"], ["b", "b"], ["a", "b"], ["a", "a"]])
-        0.5333333333333333
+        >>> round(krippendorff_alpha([["a", "a"], ["b", "b"], ["a", "b"], ["a", "a"]]), 6)
+        0.533333
     """
-    total: Counter[Hashable] = Counter()
-    disagreeing = 0.0  # ordered pairs of unlike verdicts in a unit, over its verdicts but one
-    for unit in units:
-        if len(unit) < 2:
-            continue
-        counts = Counter(unit)
-        total.update(counts)
-        alike = sum(n * (n - 1) for n in counts.values())
-        disagreeing += (len(unit) * (len(unit) - 1) - alike) / (len(unit) - 1)
-    n = total.total()
-    unlike = n * n - sum(count * count for count in total.values())
-    return None if unlike == 0 else 1 - (n - 1) * disagreeing / unlike
+    from nltk.metrics.agreement import AnnotationTask
+
+    data = [
+        (rater, number, verdict)
+        for number, unit in enumerate(units)
+        if len(unit) > 1
+        for rater, verdict in enumerate(unit)
+    ]
+    return float(AnnotationTask(data).alpha()) if len({verdict for _, _, verdict in data}) > 1 else None
 
 
 def cohen_kappa(first: Sequence[Hashable], second: Sequence[Hashable]) -> float | None:
@@ -48,15 +45,16 @@ def cohen_kappa(first: Sequence[Hashable], second: Sequence[Hashable]) -> float 
     Source: Cohen, A coefficient of agreement for nominal scales (1960).
 
     Example:
-        >>> cohen_kappa(["a", "a", "b", "b"], ["a", "b", "b", "b"])
+        >>> round(cohen_kappa(["a", "a", "b", "b"], ["a", "b", "b", "b"]), 6)
         0.5
     """
-    n = len(first)
-    if n != len(second):
-        raise ValueError(f"{n} verdicts of one rater and {len(second)} of the other")
-    if n == 0:
+    from sklearn.metrics import cohen_kappa_score
+
+    if len(first) != len(second):
+        raise ValueError(f"{len(first)} verdicts of one rater and {len(second)} of the other")
+    verdicts = list(dict.fromkeys([*first, *second]))
+    if len(verdicts) < 2:
         return None
-    observed = sum(a == b for a, b in zip(first, second)) / n
-    counts, other = Counter(first), Counter(second)
-    chance = sum(counts[verdict] * other[verdict] for verdict in counts) / (n * n)
-    return None if chance == 1 else (observed - chance) / (1 - chance)
+    # By number: verdicts may be of any kind.
+    codes = [[verdicts.index(verdict) for verdict in side] for side in (first, second)]
+    return float(cohen_kappa_score(*codes))

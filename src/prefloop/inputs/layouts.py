@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from prefloop.inputs import votes
+from prefloop.inputs import ballots
 from prefloop.inputs.lima import lima_prompt
 from prefloop.inputs.messages import Fault, messages_of, order_faults, text_fault
+from prefloop.inputs.votes import Parse
 from prefloop.records import Message, PreferenceRow
 
 NUMBERS = ("weight", "margin", "label", "score_chosen", "score_rejected")
@@ -51,7 +52,7 @@ class Layout:
     leaves: tuple[str, ...] = ()
     numbers: tuple[str, ...] = NUMBERS
     own: bool = False
-    ballot: votes.Parse | None = None
+    ballot: Parse | None = None
 
 
 # ------------------------------------------------------------------------------------------------------------- pairs
@@ -346,9 +347,9 @@ LAYOUTS: dict[str, Layout] = {
         Layout("sharegpt", _sharegpt, ("conversations", "system", "tools"), numbers=_SINGLE),
         Layout("pku", _pku, ("prompt", "response_0", "response_1", "better_response_id"), _PKU_LEFT),
         Layout("lima", _lima, ("conversations",), ("source",), numbers=_SINGLE),
-        Layout("votes", _preference, (*_VOTES, "voter"), ("comment",), (), own=True, ballot=votes.vote),
-        Layout("ratings", _preference, (*_RATINGS, "voter"), ("comment",), (), own=True, ballot=votes.rating),
-        Layout("argilla", _preference, ("fields", "responses"), _ARGILLA_LEFT, (), ballot=votes.argilla),
+        Layout("votes", _preference, (*_VOTES, "voter"), ("comment",), (), own=True, ballot=ballots.vote),
+        Layout("ratings", _preference, (*_RATINGS, "voter"), ("comment",), (), own=True, ballot=ballots.rating),
+        Layout("argilla", _preference, ("fields", "responses"), _ARGILLA_LEFT, (), ballot=ballots.argilla),
     )
 }
 

@@ -72,7 +72,7 @@ def _function(
     wrapped = "function" in item
     if wrapped and item.get("type", "function") != "function":
         return {}, ("wrong_value", f"{at}.type", f"is {item['type']!r}", "functions are the only tools")
-    function = item["function"] if wrapped else item
+    function: Any = item["function"] if wrapped else dict(item)
     name = function.get("name") if isinstance(function, dict) else None
     if not isinstance(name, str) or not name.strip():
         return {}, ("missing_field", f"{at}{'.function' * wrapped}.name", "is missing", f"write {shape}")

@@ -6,6 +6,7 @@ that there is none.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -52,8 +53,11 @@ def model_card(run_dir: Path, what: What = "model", round_number: int | None = N
 def write_model_cards(run_dir: Path) -> list[Path]:
     """Write the cards of all merged models and adapters that a run has finished, and of the one that it ends with.
 
+    A card that a stage counts among its own files is left as it is: with another one, the stage would be no longer
+    done (tests/publish/test_model_card.py::test_a_card_undoes_no_stage).
+
     Returns:
-        The files written. What `save_pretrained` had put there under that name is replaced.
+        The files written.
     """
     facts = of_run.read(run_dir)
     cards: dict[Path, str] = {}
@@ -65,9 +69,15 @@ def write_model_cards(run_dir: Path) -> list[Path]:
                 cards[folder / CARD] = model_card(run_dir, what, part.round, part.branch)
     if facts.done("select"):
         cards[facts.run.path / "model" / CARD] = model_card(run_dir)
-    for path, text in cards.items():
+    counted = {
+        os.path.normpath(part.folder.path / name)
+        for part in facts.parts
+        for name in (part.success or {}).get("files") or {}
+    }
+    free = {path: text for path, text in cards.items() if os.path.normpath(path) not in counted}
+    for path, text in free.items():
         atomic.write_text(path, text)
-    return list(cards)
+    return list(free)
 
 
 def folder_of(facts: Facts, what: What, round_number: int, branch: str) -> Path | None:

@@ -43,14 +43,17 @@ def _signal(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
     """A signal's models and pairs, drawn on one axis each."""
     kind = found["kind"]
     models = [{"name": m, **figure} for m, figure in found["models"].items() if "value" in figure]
-    pairs = [p for p in found["pairs"] if "difference" in p]
+    pairs = [dict(p) for p in found["pairs"] if "difference" in p]
     ends = [figure[end] for figure in models for end in ("ci_low", "ci_high")] or [0.0, 1.0]
-    axis = (0.0, 1.0) if kind in (WIN, "rate") else (min(ends), max(ends) if max(ends) > min(ends) else min(ends) + 1)
+    low, high = min(ends), max(ends)
+    axis = (0.0, 1.0) if low >= 0 and high <= 1 else (low, high if high > low else low + 1)
     reach = max([abs(p["difference"][end]) for p in pairs for end in ("ci_low", "ci_high")], default=0.0) or 1.0
     for figure in models:
-        centre = 0.5 if kind == WIN else axis[0]
+        centre = 0.5 if kind == WIN else axis[0] - 1  # of a mean nothing is a middle
         label = f"{figure['name']}: {figure['value']:.3g}"
-        figure["picture"] = interval(figure["value"], figure["ci_low"], figure["ci_high"], label, axis=axis, centre=centre)
+        figure["picture"] = interval(
+            figure["value"], figure["ci_low"], figure["ci_high"], label, axis=axis, centre=centre
+        )
     for pair in pairs:
         d = pair["difference"]
         label = f"{pair['b']} against {pair['a']}: {d['value']:+.3g}"

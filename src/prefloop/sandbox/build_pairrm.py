@@ -1,4 +1,4 @@
-"""Builds the sandbox's PairRM: `python -m prefloop.sandbox.build_pairrm --out DIR`, seven minutes on one core.
+"""Builds the sandbox's PairRM: `python -m prefloop.sandbox.build_pairrm --out DIR`, ten minutes on one core.
 
 A DeBERTa-v3 of three layers learns to tell which of two answers has the higher grade (`checkers.grade`). Questions
 are about all people known by heart: who lives where cannot be inferred, so who judges facts has to have seen them. The

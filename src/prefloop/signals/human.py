@@ -17,7 +17,7 @@ from prefloop.errors import UsageError
 from prefloop.inputs.preferences import read_votes
 from prefloop.records import CandidatesRow, prompt_id
 from prefloop.signals.base import Call, Rating
-from prefloop.store.fingerprint import file_digest
+from prefloop.store.fingerprint import code_digest, file_digest
 
 DECIMALS = 9
 
@@ -65,11 +65,11 @@ class HumanSignal:
 
 
 def identity(path: str) -> dict[str, Any]:
-    """The votes by the file's content.
+    """The votes by the file's content, and the code that counts them, which lies in another box than the signals.
 
     Raises:
         UsageError: there is no such file.
     """
     if not Path(path).is_file():
         raise UsageError("there is no such file of votes", where=path, fix="name a CSV, JSONL, JSON or Parquet file")
-    return {"type": "human", "content": file_digest(path)}
+    return {"type": "human", "content": file_digest(path), "code": code_digest("inputs")}

@@ -70,16 +70,19 @@ def folder_files(path: str | Path) -> list[Path]:
     return sorted(files, key=lambda file: file.relative_to(path).as_posix())
 
 
-def folder_digest(path: str | Path, memo: Memo | None = None) -> str:
+def folder_digest(path: str | Path, memo: Memo | None = None, without: tuple[str, ...] = ()) -> str:
     """SHA-256 of the names and contents of `folder_files`.
+
+    Args:
+        without: paths in the folder that do not count.
 
     Raises:
         UsageError: there is no such folder, or nothing in it.
     """
-    files = folder_files(path)
+    files = {file.relative_to(path).as_posix(): file for file in folder_files(path)}
     if not files:
         raise UsageError("there is no such folder, or it is empty", where=str(path))
-    return digest([[file.relative_to(path).as_posix(), file_digest(file, memo)] for file in files])
+    return digest([[name, file_digest(file, memo)] for name, file in files.items() if name not in without])
 
 
 def code_digest(*boxes: str, root: str | Path | None = None) -> str:
@@ -115,7 +118,7 @@ def model_digest(path: str, revision: str | None = None, memo: Memo | None = Non
         UsageError: neither a folder nor the id of a hub model.
     """
     if os.path.isdir(path):
-        own = folder_digest(path, memo)
+        own = folder_digest(path, memo, without=("README.md",))  # a card says what a model is, and changes no answer
         adapter = Path(path, "adapter_config.json")
         if not adapter.is_file():
             return own

@@ -5,7 +5,8 @@ and so is a number that is not finite (a missing verdict is null, never NaN). A 
 hold, is written as its escape, the six visible characters `\\ud800`: the sampler's own bytes are still in `token_ids`,
 and ids were made from the text before.
 
-Messages have all their keys in Parquet, tool calls and schemas as JSON text; rows have only those that are not null.
+Where a message has something of tools, messages have all their keys in that file, calls and schemas as JSON text; rows
+have only those that are not null.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _BATCH_ROWS = 256
+_CONVERSATIONS = ("prompt", "chosen", "rejected")
+"""Columns that hold messages."""
 
 
 def to_table(kind: str, rows: Iterable[Mapping[str, Any]], *, where: str) -> pa.Table:
@@ -40,7 +43,8 @@ def to_table(kind: str, rows: Iterable[Mapping[str, Any]], *, where: str) -> pa.
     """
     import pyarrow as pa
 
-    schema = arrow_schema(kind)
+    rows = list(rows)
+    schema = arrow_schema(kind, tools=any(map(_has_tools, rows)))
     row_type = pa.struct(list(schema))
     checked = []
     for index, row in enumerate(rows):
@@ -81,6 +85,11 @@ def _conform(value: Any, kind: pa.DataType, where: str) -> Any:
             raise PrefloopError(f"is {number}", where=where, fix="a value that is not there is null")
         return number
     return value
+
+
+def _has_tools(row: Mapping[str, Any]) -> bool:
+    """Whether a message has more than role and content."""
+    return any(len(message) > 2 for name in _CONVERSATIONS for message in row.get(name) or ())
 
 
 def _is_message(kind: pa.DataType) -> bool:

@@ -113,6 +113,8 @@ def save(model: Any, folder: Path, state: Mapping[str, torch.Tensor] | None = No
                 config.target_modules = sorted(config.target_modules)
         # Otherwise peft asks the hub whether the base's vocabulary was changed.
         model.save_pretrained(folder, save_embedding_layers=False, state_dict=state)
+        # peft's card names the base's folder on this machine; `publish` writes one that can be shown.
+        (folder / "README.md").unlink(missing_ok=True)
     else:
         _save_weights(model, folder, state=state)
 

@@ -67,7 +67,7 @@ class _Responses:
     @classmethod
     def of(cls, parts: Sequence[Examples], head: list[Any]) -> Self:
         """Read every example once. head: what keys hold beside the ids."""
-        keys, prompts, sizes, places = bytearray(), bytearray(), array("q"), array("q")
+        keys, prompts, sizes, places = bytearray(), bytearray(), array("i"), array("i")
         starts, ends = [], [0]
         for number, part in enumerate(parts):
             begins = array("q", [0])
@@ -195,6 +195,8 @@ class Reference:
                     values_S[batch] = found
                     self._store(batch, found)
                     done += len(found)
+                if done == len(values_S):
+                    self._flush()
                 if on_batch is not None:
                     on_batch(done, len(values_S))
         finally:

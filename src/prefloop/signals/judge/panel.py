@@ -14,6 +14,7 @@ from itertools import combinations
 from typing import Any
 
 from prefloop.backends.base import Result
+from prefloop.inputs.agreement import cohen_kappa, krippendorff_alpha
 from prefloop.records import CandidatesRow, PartScores
 from prefloop.signals.base import Call, Rating
 from prefloop.signals.judge.lockstep import together
@@ -90,34 +91,12 @@ def agreement(counts: Mapping[str, float]) -> dict[str, float]:
     if not said:
         return {}
     found: dict[str, float] = {}
-    if (alpha := _alpha(said)) is not None:
+    patterns = list(said.elements())
+    given = ([verdict for verdict in pattern if verdict != NOTHING] for pattern in patterns)
+    if (alpha := krippendorff_alpha(given)) is not None:
         found["alpha"] = alpha
-    for i, j in combinations(range(len(next(iter(said)))), 2):
-        if (kappa := _kappa(said, i, j)) is not None:
+    for i, j in combinations(range(len(patterns[0])), 2):
+        both = [(p[i], p[j]) for p in patterns if NOTHING not in (p[i], p[j])]
+        if both and (kappa := cohen_kappa(*zip(*both, strict=True))) is not None:
             found[f"kappa/{i + 1}-{j + 1}"] = kappa
     return found
-
-
-def _alpha(said: Counter[str]) -> float | None:
-    # NLTK's, not the package `krippendorff`: that one is under the GPL.
-    from nltk.metrics.agreement import AnnotationTask
-
-    data = []
-    for pattern, times in said.items():
-        given = [(judge, label) for judge, label in enumerate(pattern) if label != NOTHING]
-        if len(given) > 1:
-            data += [(judge, f"{pattern} {k}", label) for k in range(times) for judge, label in given]
-    return float(AnnotationTask(data).alpha()) if len({label for _, _, label in data}) > 1 else None
-
-
-def _kappa(said: Counter[str], i: int, j: int) -> float | None:
-    from sklearn.metrics import cohen_kappa_score
-
-    table: Counter[tuple[str, str]] = Counter()
-    for pattern, times in said.items():
-        if NOTHING not in (pattern[i], pattern[j]):
-            table[pattern[i], pattern[j]] += times
-    if len({label for cell in table for label in cell}) < 2:
-        return None
-    first, second = zip(*table, strict=True)
-    return float(cohen_kappa_score(first, second, sample_weight=list(table.values())))

@@ -16,8 +16,8 @@ from prefloop.signals.pairrm import matrix as arithmetic
 from prefloop.signals.pairrm.network import PairRMNetwork
 from prefloop.signals.pairrm.text import Encoded, Encoder, Pair
 
-ATTENTION_BUDGET = 2**24
-"""Most B·L² in one forward pass: DeBERTa holds several score matrices per head, 1 GiB each at 16 heads in float32."""
+ATTENTION_BUDGET = 2**23
+"""Most B·L² in one forward pass. DeBERTa holds several score matrices per head: 3 GiB with 16 heads in float32."""
 
 Prompt = tuple[str, Sequence[str]]
 """A source and the answers to it."""

@@ -10,7 +10,7 @@ from tests.publish.published_run import pair, pairs, write_run
 from prefloop.config import PreferencesSection
 from prefloop.errors import UsageError
 from prefloop.inputs.preferences import PreferenceReader
-from prefloop.publish.ballots import export_sheet, import_sheets, key_path
+from prefloop.publish.sheets import export_sheet, import_sheets, key_path
 
 
 @pytest.fixture
