@@ -20,7 +20,7 @@ Models = Annotated[
     list[str],
     typer.Argument(
         help="Run directories, model or adapter folders, hub ids or `sandbox`; NAME=PATH gives one a name.",
-        metavar="MODEL...",
+        metavar="MODEL",
     ),
 ]
 Base = Annotated[str | None, typer.Argument(help="Model before: folder, adapter, hub id or `sandbox`.")]
@@ -180,7 +180,7 @@ def harness(
     found = measure(before.model, after.model, section, resamples=resamples, seed=seed)
     print_table(
         f"{before.name} → {after.name}",
-        ["task", "shots", "documents", "base", "aligned", "change", "95 % interval", "verdict"],
+        ["task", "shots", "n", "base", "aligned", "change", "verdict"],
         [
             [
                 escape(name),
@@ -188,8 +188,7 @@ def harness(
                 row["n"],
                 _with_error(row["base"], row["base_standard_error"]),
                 _with_error(row["aligned"], row["aligned_standard_error"]),
-                f"{100 * row['difference']['value']:+.2f}",
-                f"[[{100 * row['difference']['ci_low']:+.2f}, {100 * row['difference']['ci_high']:+.2f}]",
+                escape(_figure(row["difference"], 100, form="+.2f")),
                 row["verdict"] + (f", {row['cut']} prompts cut" if row["cut"] else ""),
             ]
             for name, row in found.items()
@@ -269,9 +268,9 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     return said
 
 
-def _figure(figure: Mapping[str, float], scale: float = 1, unit: str = "") -> str:
-    value, low, high = (scale * figure[name] for name in ("value", "ci_low", "ci_high"))
-    return f"{value:.3g}{unit} [{low:.3g}, {high:.3g}]"
+def _figure(figure: Mapping[str, float], scale: float = 1, unit: str = "", form: str = ".3g") -> str:
+    value, low, high = (format(scale * figure[name], form) for name in ("value", "ci_low", "ci_high"))
+    return f"{value}{unit} [{low}, {high}]"
 
 
 def _two(base: str | None, aligned: str | None, run: Path | None) -> tuple[Any, Any]:

@@ -23,8 +23,8 @@ class Message(TypedDict):
     An ordinary turn has a role and a content and no other key. A turn of the assistant may have `tool_calls`, as
     OpenAI and transformers write them, with their arguments as an object:
     `[{"id": …, "type": "function", "function": {"name": …, "arguments": {…}}}]`; a turn of role tool, the result of
-    one, may say which with `tool_call_id` and `name`. One turn of a prompt, the first as a rule, may have `tools`: what
-    the model is offered throughout, as JSON schemas of functions.
+    one, may say which with `tool_call_id` and `name`. One turn of a prompt, as a rule the first, may have `tools`:
+    what the model is offered throughout, as JSON schemas of functions.
     """
 
     role: str

@@ -223,14 +223,14 @@ def test_refusals():
         "choice too long": ChooseRequest((("user", "x " * 300),), ("A",)),
         "no labels": ChooseRequest(HELLO, ()),
         "empty label": ChooseRequest(HELLO, ("A", "")),
-        "bad roles": GenerateRequest((("tool", "{}"),), FREE),
+        "bad roles": GenerateRequest((("critic", "{}"),), FREE),
     }
     results = dict(zip(requests, backend.answer(list(requests.values())), strict=True))
     refused = {name: r.reason for name, r in results.items() if isinstance(r, Refusal)}
     assert set(refused) == set(requests) - {"fits", "score fits"}
     assert refused["score too long"] == "prompt and answer take 257 tokens, the model has 256 positions"
     assert "empty completion" in refused["empty completion"]
-    assert "unknown role 'tool'" in refused["bad roles"]
+    assert "unknown role 'critic'" in refused["bad roles"]
 
 
 def test_an_answer_ends_where_the_model_does():

@@ -69,7 +69,8 @@ def test_trajectory(tmp_path: Path) -> None:
     theirs.train()
     records: list[dict[str, Any]] = []
     run(tmp_path / "t", model, rows, lora=None, seed=SEED, epochs=EPOCHS, batch_size=BATCH, micro_batch_size=MICRO,
-        warmup_ratio=0.05, learning_rate=1e-3, max_length=999, objective={"type": "orpo", "odds_weight": 0.5}, records=records)  # fmt: skip
+        warmup_ratio=0.05, learning_rate=1e-3, max_length=999,
+        objective={"type": "orpo", "odds_weight": 0.5}, records=records)  # fmt: skip
     expected = [h for h in theirs.state.log_history if "loss" in h]
     assert len(records) == len(expected) == 20
     for ours, other in zip(records, expected, strict=True):

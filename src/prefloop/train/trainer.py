@@ -270,10 +270,11 @@ class PreferenceTrainer(transformers.Trainer):  # type: ignore[misc]
             adapters.save(self.accelerator.unwrap_model(self.model), folder, state)
 
     def whole_state(self) -> dict[str, Tensor] | None:
-        """The weights of a sharded model, gathered from all processes; None where each process has them all."""
+        """The weights of a sharded model, gathered on the first process; None where each process has them all."""
         if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             return None
-        return dict(self.accelerator.get_state_dict(self.model_wrapped))
+        # On the other processes DeepSpeed gathers nothing, and says None.
+        return dict(self.accelerator.get_state_dict(self.model_wrapped) or {})
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not estimated: the trainer's rule knows nothing of layouts."""

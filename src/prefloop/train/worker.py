@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from prefloop.config import ModelSection, TrainSection
+from prefloop.engine.load import quiet
 from prefloop.errors import PrefloopError
 from prefloop.store import atomic
 from prefloop.store.cache import Cache
@@ -24,6 +25,7 @@ from prefloop.train.run import train
 def main(path: Path) -> int:
     """Train as the specification says; the first process reports. Returns the exit code."""
     spec: dict[str, Any] = atomic.read_json(path)
+    quiet()
     rank, _ = in_group()
     say = emit if rank == 0 else _mute
     say("first", os.getpid())
