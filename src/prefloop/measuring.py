@@ -105,7 +105,7 @@ def _models(bench: Bench, stage: Stage) -> dict[str, ModelSection]:
 def _identical(rows: list[CandidatesRow], others: list[CandidatesRow]) -> float:
     """Share of answers that two models gave alike, 0..1."""
     texts = [[c["text"] for row in side for c in row["completions"]] for side in (rows, others)]
-    same = [a == b for a, b in zip(*texts, strict=True)]
+    same = [bool(a == b) for a, b in zip(*texts, strict=True)]
     return sum(same) / len(same)
 
 

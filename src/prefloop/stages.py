@@ -156,6 +156,7 @@ def run_train(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) ->
         seed=bench.recipe.seed,
         out=folder.path,
         cache=bench.cache,
+        held_to=bench.recipe.model if stage.round > 1 and section.reference == "first" else None,
         on_log=on_log,
         on_step=showing("steps"),
         on_reference=showing("reference answers"),

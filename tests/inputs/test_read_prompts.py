@@ -184,7 +184,7 @@ def test_one_file_of_a_hub_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         raise LocalEntryNotFoundError("not there")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
-    with pytest.raises(UsageError, match="cannot fetch train.jsonl: not there"):
+    with pytest.raises(UsageError, match=r"cannot fetch train\.jsonl: not there"):
         texts("hub:org/set/train.jsonl", format="lima")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 
 import pytest
 from tests.loop.conftest import make_project
@@ -161,3 +162,17 @@ def test_the_model_is_of_the_round_before_the_one_that_broke_a_rule():
     assert chosen(rules, [good, better])[:2] == (2, "b")
     assert chosen(rules, [good, better, worse])[:2] == (2, "b")
     assert chosen(rules, [said(0.9, 0.8, 1.0, aligned=200.0)])[:2] == (1, "")
+
+
+def test_later_rounds_may_be_held_to_the_first_model(tmp_path):
+    project = make_project(tmp_path / "p", rounds=2, stop=None)
+    previous = project.run_here()["stages"]
+    assert previous["r2-train"]["train"]["first_loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert previous["r2-train"]["train"]["reference"] != previous["train"]["train"]["reference"]
+    first = project.run_here("train.reference=first")
+    found = first["stages"]["r2-train"]["train"]
+    assert found["reference"] == first["stages"]["train"]["train"]["reference"]
+    # The policy has moved away from what it is held to.
+    assert abs(found["first_loss"] - math.log(2)) > 1e-4
+    # In the first round the two mean the same, and the same rows went into the second.
+    assert first["stages"]["train"]["train"]["final"] == previous["train"]["train"]["final"]

@@ -99,8 +99,8 @@ def read_records(path: str, container: str, stats: Stats, split: str = "train") 
     if container == "hub":
         name, part = hub_name(path)
         if part is not None and Path(part).suffix.lower() in FORMATS:
-            file = _hub_file(path, name, part)
-            yield from read_records(file, container_of(file), stats)
+            fetched = _hub_file(path, name, part)
+            yield from read_records(fetched, container_of(fetched), stats)
         else:
             yield from _read_hub(path, split)
         return

@@ -21,7 +21,7 @@ CARD = {
     "consistency": ("Consistency", "pairs judged alike in both orders", 1.0),
     "first_seat": ("First seat", "verdicts for the answer shown first; 50 % is unbiased", 0.5),
     "longer_wins": ("Longer wins", "decided pairs won by the longer answer; 50 % is unbiased", 0.5),
-    "list_wins": ("Lists win", "decided pairs won by the answer with a list, where one has one; 50 % is unbiased", 0.5),
+    "list_wins": ("Lists win", "decided pairs won by the answer with a list in it; 50 % is unbiased", 0.5),
     "tie_rate": ("Ties", "judged pairs without a winner", 0.0),
     "null_rate": ("No verdict", "calls without a verdict, left out and counted", 0.0),
     "label_mass": ("Label mass", "mean probability of the labels together", 1.0),

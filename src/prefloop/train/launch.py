@@ -84,6 +84,7 @@ def launch(
     section: TrainSection,
     settings: LaunchSection,
     *,
+    held_to: ModelSection | None,
     source: dict[str, Any],
     seed: int,
     out: Path,
@@ -93,6 +94,7 @@ def launch(
     """Train in the processes of an accelerate configuration.
 
     Args:
+        held_to: the reference, where it is not the model.
         source: digest and held-out prompts of the rows, which lie tokenised in `out`.
         cache: the file of the cache.
         handlers: event -> what to call with its values.
@@ -106,6 +108,7 @@ def launch(
     spec = {
         "model": model.model_dump(),
         "train": section.model_dump(),
+        "held_to": None if held_to is None else held_to.model_dump(),
         "source": source,
         "seed": seed,
         "out": str(out.resolve()),

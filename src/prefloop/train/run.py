@@ -63,6 +63,7 @@ def train(
     seed: int,
     out: Path,
     cache: Cache | None,
+    held_to: ModelSection | None = None,
     on_log: Callable[[Record], None] = lambda record: None,
     on_step: Callable[[int, int], None] = lambda done, total: None,
     on_reference: Callable[[int, int], None] = lambda done, total: None,
@@ -75,6 +76,7 @@ def train(
         seed: of the adapter's start, the order of rows and LoRA's dropout. On a CPU equal seeds give equal weights.
         out: the training's folder; its own files there are continued, or replaced when data or settings changed.
         cache: holds reference log-probabilities; the first process's, None on the others.
+        held_to: the reference, where it is not the model that training starts from.
         on_log: records with `kind` ("train", "validation"), `step`, `epoch` and metrics; see `PreferenceTrainer`.
         on_step: called with (optimiser steps done, steps in all).
         on_reference: called with (responses done, responses in all) while the reference scores them.
@@ -98,7 +100,7 @@ def train(
         out.mkdir(parents=True, exist_ok=True)
         *_, facts = prepare(source, encoder, out)
         sharded = shares_weights(section.launch)
-        *_, fingerprint = _identity(model, section, precision, facts, seed, cache, sharded=sharded)
+        *_, fingerprint = _identity(model, held_to, section, precision, facts, seed, cache, sharded=sharded)
         if (done := _finished(out, fingerprint)) is not None:
             checkpoints.clear(out)
             return done
@@ -106,6 +108,7 @@ def train(
             model,
             section,
             section.launch,
+            held_to=held_to,
             source={"digest": source.digest, "held": sorted(source.held)},
             seed=seed,
             out=out,
@@ -127,7 +130,9 @@ def train(
 
     look_at_rows(facts["cut_off"], facts["responses"], facts["unread"])
     _weigh(examples, validation, section)
-    weights, reference, fingerprint = _identity(model, section, precision, facts, seed, cache, sharded=is_sharded())
+    weights, reference, fingerprint = _identity(
+        model, held_to, section, precision, facts, seed, cache, sharded=is_sharded()
+    )
     if (done := _finished(out, fingerprint)) is not None:
         if ranks.is_main_process:
             checkpoints.clear(out)
@@ -157,14 +162,18 @@ def train(
         frozen = Reference(
             [examples, validation],
             identity=reference,
-            name=model.path,
+            name=(held_to or model).path,
             cache=cache,
             precision=precision,
             tokens=section.micro_batch_tokens or cut.rows * int(examples.tokens.max()),
             pad_id=pad_id,
             sharing=sharing,
         )
-        if is_sharded():  # no process has a whole model before the trainer has wrapped it
+        if held_to is not None:
+            _score_whole(
+                held_to, weights, quantize, precision, partial(frozen.compute, ranks=ranks, on_batch=on_reference)
+            )
+        elif is_sharded():  # no process has a whole model before the trainer has wrapped it
             at_begin = partial(frozen.compute, ranks=ranks, on_batch=on_reference, moved=checkpoint is not None)
         else:
             frozen.compute(policy, ranks, on_reference)
@@ -215,7 +224,7 @@ def train(
         meter=meter,
         rhythm=rhythm,
         shift=shift,
-        check_start=checkpoint is None,
+        check_start=checkpoint is None and held_to is None,
         on_log=log,
         at_begin=at_begin,
     )
@@ -255,8 +264,23 @@ def train(
     return result
 
 
+@freeing()
+def _score_whole(
+    model: ModelSection,
+    weights: Any,
+    quantize: Any,
+    precision: Precision,
+    compute: Callable[[torch.nn.Module], None],
+) -> None:
+    """Let another model than the policy score the responses; it is in memory for as long as that takes, and whole."""
+    other = load_model(model.model_copy(update={"dtype": weights, "device": str(precision.device)}), quantize)
+    adapters.switch_off_dropout(other)
+    compute(attach_scorer(other))
+
+
 def _identity(
     model: ModelSection,
+    held_to: ModelSection | None,
     section: TrainSection,
     precision: Precision,
     facts: dict[str, Any],
@@ -271,12 +295,15 @@ def _identity(
     """
     # A sharded model is one block of weights of one type, of which each process holds a part.
     weights = _name(precision.weights(frozen=section.lora is not None and not sharded))
+    held = held_to or model
     reference = {
-        "model": model_digest(resolve_model_path(model.path), model.revision, memo=cache),
+        "model": model_digest(resolve_model_path(held.path), held.revision, memo=cache),
         "dtype": precision.name,
         "weights": weights if section.lora is None or section.lora.quantize is None else section.lora.quantize,
     }
     settings = section.model_dump(exclude=COSMETIC)
+    if held_to is not None:  # what training starts from is not in the reference then
+        settings["start"] = model_digest(resolve_model_path(model.path), model.revision, memo=cache)
     return weights, reference, digest([facts["digest"], settings, seed, reference])
 
 

@@ -40,6 +40,7 @@ def main(path: Path) -> int:
                 seed=spec["seed"],
                 out=Path(spec["out"]),
                 cache=cache,
+                held_to=None if spec["held_to"] is None else ModelSection(**spec["held_to"]),
                 on_log=partial(say, "log"),
                 on_step=partial(say, "step"),
                 on_reference=partial(say, "reference"),
