@@ -41,7 +41,7 @@ def run_evaluate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str)
     rejects: dict[str, RejectRow] = {}
     for number, (name, model) in enumerate({"": recipe.model, **models}.items()):
         bench.on_batch = lambda asked, number=number: bench.progress.at(number * each + asked)  # type: ignore[misc]
-        answers[name], refused, _ = sample(bench.backend(model), prompts, section, recipe.seed, stage)
+        answers[name], refused, _ = sample(bench.backend(model), prompts, section, recipe.seed, stage.name)
         rejects |= {r["id"]: r for r in refused}
     bench.on_batch = lambda asked: None
 
@@ -60,6 +60,8 @@ def run_evaluate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str)
         comparers.append(Comparer(name, signal, bench.backends(needs)))
     unmerged = {name: kept.pop(name) for name in list(kept) if name.endswith(UNMERGED)}
     measured = measure(base, kept, recipe.evaluate, comparers, seed=recipe.seed, on_progress=compared)
+    if recipe.evaluate.harness is not None:
+        _ability(bench, models, measured)
     for name, rows in unmerged.items():
         one = measure(base, {name: rows}, recipe.evaluate, comparers[:1], seed=recipe.seed, on_progress=compared)
         merged = kept[name.removesuffix(UNMERGED)]
@@ -81,6 +83,26 @@ def run_evaluate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str)
         rows_in=(len(prompts) - len(rejects)) * section.n + len(rejects),
         extra={"evaluate": measured.summary, "counts": first.counts},
     )
+
+
+def _ability(bench: Bench, models: dict[str, ModelSection], measured: Measured) -> None:
+    """What alignment cost in ability, by lm-eval; every model against the first, which is measured once."""
+    from prefloop.evaluate.harness import compare_ability
+    from prefloop.evaluate.harness import measure as ability
+
+    section, recipe = bench.recipe.evaluate.harness, bench.recipe
+    assert section is not None
+    bench.release()
+    base = ability(recipe.model, section)
+    said = measured.summary.get("branches", {})
+    for name, model in models.items():
+        if name.endswith(UNMERGED):
+            continue
+        found = compare_ability(base, ability(model, section), resamples=recipe.evaluate.bootstrap, seed=recipe.seed)
+        if name in said:
+            said[name]["harness"] = found
+        if name == measured.summary.get("winner", name):
+            measured.summary["harness"] = found
 
 
 UNMERGED = "+adapter"

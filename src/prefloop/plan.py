@@ -7,7 +7,7 @@ from functools import cache as cache_in_memory
 from pathlib import Path
 from typing import Any
 
-from prefloop.config import COSMETIC, JudgeSignalSection, ModelSection, Recipe, SampleSection, Way
+from prefloop.config import COSMETIC, HarnessSection, JudgeSignalSection, ModelSection, Recipe, SampleSection, Way
 from prefloop.engine.load import resolve_model_path
 from prefloop.store.cache import Cache
 from prefloop.store.fingerprint import code_digest, file_digest, model_digest
@@ -133,6 +133,11 @@ class _Planner:
         settings = {"pair": way.pair.model_dump(), "seed": self.recipe.seed}
         return self._add("pair", r, branch, settings, (rate,), "pairs")
 
+    def _harness(self, section: HarnessSection) -> dict[str, Any]:
+        from prefloop.evaluate.harness import identity
+
+        return identity(section, self.cache)
+
     def _place(self) -> str:
         return "stage" if selects(self.recipe) else "model"
 
@@ -153,6 +158,7 @@ class _Planner:
                 group: {name: function_identity(path) for name, path in functions.items()}
                 for group, functions in recipe.evaluate.checkers.items()
             },
+            "harness": None if recipe.evaluate.harness is None else self._harness(recipe.evaluate.harness),
             "bootstrap": recipe.evaluate.bootstrap,
             "unmerged": recipe.evaluate.unmerged,
             "base": self.base,

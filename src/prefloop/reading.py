@@ -85,7 +85,8 @@ def run_heldout(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) 
             fix="take them out of one of the two files, or drop them here with evaluate.prompts.on_bad_row=reject",
         )
     # Near-copies inside one file, or asked for: the held-out one goes, with its reason.
-    rejects += [reject(stage, r, "shares its text, or a long run of words, with a training prompt") for r in leaked]
+    reason = "shares its text, or a long run of words, with a training prompt"
+    rejects += [reject(stage.name, r, reason) for r in leaked]
     rows = [r for r in rows if r["id"] not in seen]
     if not rows:
         raise UsageError(
@@ -131,6 +132,6 @@ def rows_of(bench: Bench, stage: str) -> Iterator[Any]:
     return bench.loop.folder(stage).rows()
 
 
-def reject(stage: Stage, row: Any, reason: str) -> RejectRow:
+def reject(stage: str, row: Any, reason: str) -> RejectRow:
     """A row that a stage drops, with the reason."""
-    return {"id": row["id"], "stage": stage.name, "reason": reason, "attempts": 1, "row": canonical_json(row)}
+    return {"id": row["id"], "stage": stage, "reason": reason, "attempts": 1, "row": canonical_json(row)}

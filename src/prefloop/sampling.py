@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from prefloop.backends.base import Backend, GenerateRequest, Generation, Refusal, Sampling, freeze
 from prefloop.config import SampleSection
 from prefloop.reading import reject
 from prefloop.records import CandidatesRow, Completion, PromptRow, RejectRow, completion_id
 
-if TYPE_CHECKING:
-    from prefloop.plan import Stage
-
 
 def sample(
-    backend: Backend, rows: Sequence[PromptRow], section: SampleSection, seed: int, stage: Stage
+    backend: Backend, rows: Sequence[PromptRow], section: SampleSection, seed: int, stage: str
 ) -> tuple[list[CandidatesRow], list[RejectRow], dict[str, float]]:
     sampling = Sampling(
         max_new_tokens=section.max_new_tokens,

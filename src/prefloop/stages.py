@@ -49,7 +49,7 @@ def run_sample(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -
         before = index * PART_ROWS * section.n
         bench.on_batch = lambda asked, before=before: bench.progress.at(before + asked)  # type: ignore[misc]
         if index not in done:
-            kept, rejects, counts = sample(backend, part, section, bench.recipe.seed, stage)
+            kept, rejects, counts = sample(backend, part, section, bench.recipe.seed, stage.name)
             if rejects and bench.recipe.sampled.prompts.on_bad_row == "stop":
                 first = rejects[0]
                 raise UsageError(

@@ -228,10 +228,8 @@ def answers(
     models: Models, subject: Subject, rows: Sequence[PromptRow], section: SampleSection, seed: int
 ) -> tuple[list[CandidatesRow], dict[str, str]]:
     """A subject's answers, and the prompts that it cannot take with the reason. The model is closed behind it."""
-    from prefloop.plan import Stage
     from prefloop.sampling import sample
 
-    stage = Stage(0, subject.name, "compare", 1, "", {}, (), "")
-    kept, rejects, _ = sample(models.get(subject.model), rows, section, seed, stage)
+    kept, rejects, _ = sample(models.get(subject.model), rows, section, seed, subject.name)
     models.release()
     return kept, {row["id"]: row["reason"] for row in rejects}

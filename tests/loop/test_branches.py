@@ -68,7 +68,9 @@ def test_models_are_compared_in_pairs_and_signals_with_each_other(branched):
     assert first["signal"] != second["signal"]
     also = found["branches"]["vowels"]["also"]
     assert list(also) == [second["signal"]]
-    assert 0 <= also[second["signal"]]["agreement"]["value"] <= 1
+    agreed = also[second["signal"]]["agreement"]
+    assert agreed["n"] == found["win_rate"]["n"]
+    assert 0 <= agreed["accuracy"]["value"] <= 1
     assert also[second["signal"]]["win_rate"]["n"] == found["win_rate"]["n"]
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from prefloop.config.base import Section
 
@@ -28,6 +28,38 @@ class DpoObjectiveSection(_PairedSection):
     )
     beta: Beta = 0.1
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="Share of labels taken to be wrong (cDPO, rDPO).")
+    margin_weight: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="The rows' margins are clipped and multiplied by this, and every row must have one (DLMA: 0.2). "
+        "Without it margins are taken as they are, and a row without one has 0.",
+    )
+    margin_clip: tuple[float, float] | None = Field(
+        None, description="Range that margins are clipped to before `margin_weight` (DLMA: [-40, 40])."
+    )
+    margin_unit: Literal["nats", "mad"] = Field(
+        "nats",
+        description="nats: margins as they are; mad: divided by their median absolute deviation over all rows, so that "
+        "clip and weight mean the same for long and for short answers.",
+    )
+
+    @model_validator(mode="after")
+    def _margins(self) -> Self:
+        if self.margin_weight is None:
+            given = "margin_clip" if self.margin_clip is not None else "margin_unit" if self.margin_unit == "mad" else ""
+            if given:
+                raise ValueError(f"{given} without margin_weight does nothing: set margin_weight, or take it out")
+            return self
+        if self.margin_clip is not None and not self.margin_clip[0] < self.margin_clip[1]:
+            low, high = self.margin_clip
+            raise ValueError(f"margin_clip is an empty range, {low:g} to {high:g}: give the lower end first")
+        if self.kind in ("ipo", "ipo_norm"):
+            raise ValueError(
+                f"kind {self.kind} with margin_weight: its loss draws every gap to the one value 1/(2 beta), and a "
+                "margin would only move that value; take kind sigmoid, or take margin_weight out"
+            )
+        return self
 
 
 class AnchoredObjectiveSection(_PairedSection):

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 from prefloop.backends.base import Backend
 from prefloop.config import EvaluateSection
+from prefloop.evaluate.agreement import agreement
 from prefloop.evaluate.answers import join
+from prefloop.evaluate.contrasts import contrast, decide
 from prefloop.evaluate.run import evaluate
-from prefloop.evaluate.stats import paired_difference
 from prefloop.evaluate.win_rate import Comparison, compare
 from prefloop.records import CandidatesRow, prompt_id
 from prefloop.signals.base import Signal
@@ -78,7 +79,9 @@ def measure(
             mine[other.name] = comparison
             said[name].setdefault("also", {})[other.name] = {
                 "win_rate": comparison.summary | {"signal": other.signal.identity},
-                "agreement": agreement(evaluated.comparison, comparison),
+                "agreement": agreement(
+                    comparison.preferences, evaluated.comparison.preferences, resamples=section.bootstrap, seed=seed
+                ),
             }
     if len(models) == 1:
         found.summary = next(iter(said.values()))
@@ -100,17 +103,21 @@ def differences(
     """Every two models' win rates over the base, b - a, paired over the prompts on which both have a verdict.
 
     Returns:
-        one entry for two models and a signal: a, b, signal, n, value, ci_low, ci_high.
+        for two models and a signal: a, b, signal and what `contrasts.contrast` and `decide` say, Holm's correction
+        over the models of a signal.
     """
-    entries = []
-    for a, b in combinations(comparisons, 2):
-        for signal in comparisons[a]:
+    entries: list[dict[str, Any]] = []
+    for signal in next(iter(comparisons.values())):
+        found = []
+        for a, b in combinations(comparisons, 2):
             values = [_by_prompt(comparisons[name][signal]) for name in (a, b)]
             both = sorted(values[0].keys() & values[1].keys())
             if both:
                 of_a, of_b = ([side[key] for key in both] for side in values)
-                interval = paired_difference(of_a, of_b, resamples, seed)
-                entries.append({"a": a, "b": b, "signal": signal, "n": len(both), **interval.json()})
+                change = contrast(of_a, of_b, resamples=resamples, seed=seed)
+                found.append({"a": a, "b": b, "signal": signal, **change})
+        decide(found)
+        entries += found
     return entries
 
 
@@ -121,24 +128,3 @@ def _by_prompt(comparison: Comparison) -> dict[str, float]:
         if p is not None:
             groups.setdefault(prompt_id(row["prompt"]), []).append(p)
     return {prompt: sum(verdicts) / len(verdicts) for prompt, verdicts in groups.items()}
-
-
-def agreement(first: Comparison, other: Comparison) -> dict[str, float | int]:
-    """How often two signals decide the same comparisons alike.
-
-    Returns:
-        value: of the rows that both decide, the share with the same winner (0..1); n: those rows; kappa: Cohen's, over
-        win, tie and loss of all rows with two verdicts. Without such rows only n = 0.
-    """
-    from sklearn.metrics import cohen_kappa_score
-
-    both = [(p, q) for p, q in zip(first.preferences, other.preferences, strict=True) if None not in (p, q)]
-    signs = [tuple((x > 0.5) - (x < 0.5) for x in pair if x is not None) for pair in both]
-    decided = [(p, q) for p, q in signs if p and q]
-    found: dict[str, float | int] = {"n": len(decided)}
-    if decided:
-        found["value"] = sum(p == q for p, q in decided) / len(decided)
-    sides = list(zip(*signs, strict=True))
-    if signs and len(set(sides[0]) | set(sides[1])) > 1:
-        found["kappa"] = float(cohen_kappa_score(sides[0], sides[1]))
-    return found

@@ -10,7 +10,7 @@ from typing import Any
 from prefloop.backends.base import Backend
 from prefloop.errors import PrefloopError, UsageError
 from prefloop.evaluate.answers import by_prompt
-from prefloop.evaluate.stats import bootstrap_mean, wilson
+from prefloop.evaluate.stats import mean_interval, wilson
 from prefloop.records import CallRow, CandidatesRow, ScoredRow
 from prefloop.signals.base import Signal
 from prefloop.signals.driver import rate
@@ -196,7 +196,7 @@ def _summary(
         )
     units = [[p for p in group if p is not None] for group in by_prompt(rows, preferences)]
     means = [sum(group) / len(group) for group in units if group]
-    summary: dict[str, Any] = bootstrap_mean(means, resamples, seed).json() | {
+    summary: dict[str, Any] = mean_interval(means, resamples, seed).json() | {
         "n": len(means),
         "wins": sum(p > 0.5 for p in verdicts),
         "losses": sum(p < 0.5 for p in verdicts),

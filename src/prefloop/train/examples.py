@@ -25,7 +25,7 @@ from prefloop.store.fingerprint import digest
 from prefloop.store.rows import to_table
 from prefloop.train.encode import UNREAD, Encoder, Example
 
-VERSION = 4
+VERSION = 5
 """Goes into the file's name: raise it when the same rows and tokenizer would give other examples."""
 
 PREFIX, REJECTS = "examples-", "rejects.parquet"
@@ -73,14 +73,16 @@ class Examples(Sequence[Example]):
         tokens: [examples], int64; `Example.tokens` of each.
         weights: [examples], float64, as the rows have them.
         weight_scale: what they are multiplied by.
+        margins, margin_scale: the same of the margins; 0 where a row has none.
         reference: the summed log-probabilities of each example's responses, one behind the other, once computed.
         starts: [examples + 1], where each example's responses begin in `reference`.
     """
 
     def __init__(self, path: Path, table: pa.Table, indices: np.ndarray[Any, Any]) -> None:
         self.path, self._indices = path, indices
-        self.tokens, self.weights = (table[name].to_numpy()[indices] for name in ("tokens", "weight"))
-        self.weight_scale = 1.0
+        columns = (table[name].to_numpy()[indices] for name in ("tokens", "weight", "margin"))
+        self.tokens, self.weights, self.margins = columns
+        self.weight_scale = self.margin_scale = 1.0
         self.reference: np.ndarray[Any, Any] | None = None
         self.starts = np.zeros(1, dtype=np.int64)
         self._reader: Any = None
@@ -94,6 +96,8 @@ class Examples(Sequence[Example]):
         example = self._chunk(place // _CHUNK).example(place % _CHUNK)
         if self.weight_scale != 1.0:
             example = replace(example, weight=example.weight * self.weight_scale)
+        if self.margin_scale != 1.0:
+            example = replace(example, margin=example.margin * self.margin_scale)
         if self.reference is None:
             return example
         own = self.reference[self.starts[index] : self.starts[index + 1]]
@@ -142,7 +146,8 @@ def prepare(source: Source, encoder: Encoder, out: Path) -> tuple[Examples, Exam
 
     Returns:
         (examples to train on, examples held out, {"digest", "rows": read in all, "rejected": reason -> rows of them,
-        "responses", "cut_off": of them, "unread": column -> rows that have one which the objective does not read}).
+        "responses", "cut_off": of them, "unread": column -> rows that have one which the objective does not read,
+        "without_margin": rows that have none}).
     """
     key = digest([VERSION, TOKENS_VERSION, source.digest, sorted(source.held), encoder.identity])
     path, facts_path = (out / f"{PREFIX}{key[:16]}{suffix}" for suffix in (".arrow", ".json"))
@@ -153,7 +158,7 @@ def prepare(source: Source, encoder: Encoder, out: Path) -> tuple[Examples, Exam
     if not facts_path.exists():
         atomic.write_json(facts_path, _write(source, encoder, path, out / REJECTS))
     with pa.memory_map(str(path)) as mapped:
-        table = pa.ipc.open_file(mapped).read_all().select(["tokens", "weight", "held"])
+        table = pa.ipc.open_file(mapped).read_all().select(["tokens", "weight", "margin", "held"])
         held = table["held"].to_numpy()
         trained, validation = (Examples(path, table, np.flatnonzero(part)) for part in (~held, held))
     return trained, validation, atomic.read_json(facts_path)
@@ -161,7 +166,7 @@ def prepare(source: Source, encoder: Encoder, out: Path) -> tuple[Examples, Exam
 
 def _write(source: Source, encoder: Encoder, path: Path, rejects_path: Path) -> dict[str, Any]:
     content, reasons, unread = hashlib.sha256(), Counter[str](), Counter[str]()
-    read = responses = cut_off = 0
+    read = responses = cut_off = without_margin = 0
     rows: list[dict[str, Any]] = []
     rejects: list[RejectRow] = []
     with (
@@ -180,9 +185,10 @@ def _write(source: Source, encoder: Encoder, path: Path, rejects_path: Path) -> 
                 rejects.clear()
 
         def looked_at() -> Iterator[PreferenceRow]:
-            nonlocal read
+            nonlocal read, without_margin
             for row in source.rows():
                 read += 1
+                without_margin += row["margin"] is None
                 unread.update(c for c, plain in UNREAD[encoder.takes].items() if row[c] not in (None, plain))
                 yield row
 
@@ -208,4 +214,5 @@ def _write(source: Source, encoder: Encoder, path: Path, rejects_path: Path) -> 
         "responses": responses,
         "cut_off": cut_off,
         "unread": dict(sorted(unread.items())),
+        "without_margin": without_margin,
     }

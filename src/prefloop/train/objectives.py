@@ -108,7 +108,16 @@ def _likelihood(scored: Scored, chosen_n: Tensor, section: Any) -> Tensor:
     return weight * losses.sft(chosen_n, scored.pairs(scored.tokens)[0])
 
 
+def _with_margins(scored: Scored, section: Any) -> Scored:
+    """The same examples with the margins that the section makes of the rows' own; DLMA's clipping and weight."""
+    if section.margin_weight is None:
+        return scored
+    low, high = section.margin_clip or (-float("inf"), float("inf"))
+    return replace(scored, margin=losses.scale_margin(scored.margin, section.margin_weight, low, high))
+
+
 def _dpo(scored: Scored, section: Any) -> Tensor:
+    scored = _with_margins(scored, section)
     if section.kind == "discopop":
         return _anchored(losses.discopop, scored, section, label=scored.label)
     if section.kind == "exo":
@@ -194,6 +203,22 @@ def _implicit_rewards(scored: Scored, section: Any) -> Metrics:
     """Implicit rewards beta * (policy - reference); accuracy compares them without the margin, ties count half."""
     ratio_R = scored.policy.detach() - scored.reference
     return _compared(scored, *scored.pairs(section.beta * ratio_R)) | {"kl": _divergence(scored)}
+
+
+def _dpo_metrics(scored: Scored, section: Any) -> Metrics:
+    """As of all implicit rewards; with `margin_weight` also the margin in use and the share of pairs it is clipped in.
+
+    A share near 1 means that the margins tell sure pairs from doubtful ones no longer: they all reach the same end.
+    """
+    found = _implicit_rewards(scored, section)
+    if section.margin_weight is None:
+        return found
+    low, high = section.margin_clip or (-float("inf"), float("inf"))
+    clipped_n = (scored.margin <= low) | (scored.margin >= high)
+    return found | {
+        "margins/used": _with_margins(scored, section).margin,
+        "margins/clipped": clipped_n.to(scored.margin),
+    }
 
 
 def _middle_reward(scored: Scored, section: Any) -> Tensor:
@@ -286,7 +311,7 @@ def _gap_objective(loss: Callable[[Scored, Any], Tensor]) -> Objective:
 
 
 OBJECTIVES: dict[str, Objective] = {
-    "dpo": _gap_objective(_dpo),
+    "dpo": Objective("pairs", needs_reference=True, losses=_dpo, metrics=_dpo_metrics),
     "sppo": _gap_objective(_sppo),
     "nca": _gap_objective(lambda scored, section: _anchored(losses.nca, scored, section, label=scored.label)),
     "bco": Objective(

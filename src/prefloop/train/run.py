@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from accelerate import PartialState
@@ -130,6 +131,7 @@ def train(
 
     look_at_rows(facts["cut_off"], facts["responses"], facts["unread"])
     _weigh(examples, validation, section)
+    _measure_margins(examples, validation, section.objective, facts["without_margin"])
     weights, reference, fingerprint = _identity(
         model, held_to, section, precision, facts, seed, cache, sharded=is_sharded()
     )
@@ -400,6 +402,28 @@ def _weigh(examples: Examples, validation: Examples, section: TrainSection) -> N
             len(weights),
             "; scaled to mean 1" if section.scale_weights else "",
         )
+
+
+def _measure_margins(examples: Examples, validation: Examples, objective: Any, without: int) -> None:
+    """See to it that margins that are asked for are there, and divide them by their spread where that is asked."""
+    if getattr(objective, "margin_weight", None) is None:
+        return
+    if without:
+        raise UsageError(
+            f"{without} rows have no margin",
+            where="train.objective.margin_weight",
+            fix="give every row one (pair.margin=gap where the loop makes the pairs), or take margin_weight out",
+        )
+    if objective.margin_unit == "mad":
+        spread = float(np.median(np.abs(examples.margins - np.median(examples.margins))))
+        if not spread > 0:
+            raise UsageError(
+                "half of the margins or more are one number: their median absolute deviation is 0",
+                where="train.objective.margin_unit",
+                fix="take them as they are, with margin_unit=nats",
+            )
+        examples.margin_scale = validation.margin_scale = 1 / spread
+        logger.info("margins: divided by their median absolute deviation, %.4g", spread)
 
 
 def _name(dtype: torch.dtype) -> str:

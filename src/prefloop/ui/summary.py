@@ -55,8 +55,8 @@ def _several(evaluate: dict[str, Any]) -> list[str]:
         others = {f" by {signal}": other for signal, other in said.get("also", {}).items()}
         for by, other in ({"": said} | others).items():
             win = other["win_rate"]
-            same = other.get("agreement", {}).get("value")
-            agree = "" if same is None else f"; agrees with the first on {_share(same)}"
+            alike = other.get("agreement", {}).get("decided")
+            agree = "" if alike is None else f"; decides as the first on {_share(alike['value'])}"
             lines.append(
                 f"  {name}{mark if not by else ''}{by}: {_share(win['value'])} "
                 f"[{_share(win['ci_low'])}, {_share(win['ci_high'])}]: {_verdict(win, 0.5)}{agree}"
@@ -65,7 +65,7 @@ def _several(evaluate: dict[str, Any]) -> list[str]:
         low, high = (f"{100 * d[key]:+.1f}" for key in ("ci_low", "ci_high"))
         lines.append(
             f"  {d['b']} - {d['a']} by {d['signal']}: {100 * d['value']:+.1f} [{low}, {high}] points: "
-            f"{_verdict(d, 0.0)}"
+            f"{d['verdict'] if d['verdict'].startswith('no ') else ('better' if d['value'] > 0 else 'worse')}"
         )
     for name, said in evaluate.get("unmerged", {}).items():
         lines.append(f"  {name} unmerged: {_share(said['identical'])} of its answers are the merged model's")
