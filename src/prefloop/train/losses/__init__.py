@@ -9,10 +9,12 @@ end. docs/losses.md says which published method is which function with which set
 - without a reference: `simpo`, `orpo`, `cpo`, `sft`
 - of single answers: `kto`
 - of a ranking: `plackett_luce`
+- of single tokens, of an answer with a written judgment: `cut`
 """
 
 from prefloop.train.losses.anchored import apo_down, apo_zero, bco, nca, sppo
 from prefloop.train.losses.columns import reduce, scale_margin
+from prefloop.train.losses.cut import cut, flags
 from prefloop.train.losses.gap import DPO_KINDS, NEEDS_LENGTHS, discopop, dpo, exo
 from prefloop.train.losses.listwise import plackett_luce
 from prefloop.train.losses.reference_free import cpo, orpo, sft, simpo
@@ -25,9 +27,11 @@ __all__ = [
     "apo_zero",
     "bco",
     "cpo",
+    "cut",
     "discopop",
     "dpo",
     "exo",
+    "flags",
     "kto",
     "nca",
     "orpo",
