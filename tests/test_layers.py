@@ -37,7 +37,7 @@ LAYERS = [
     {"backends"},
     {"engine"},
     {"store"},
-    {"records", "config", "errors"},
+    {"records", "config", "errors", "intervals"},
 ]
 RANK = {box: rank for rank, boxes in enumerate(LAYERS) for box in boxes}
 

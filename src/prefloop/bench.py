@@ -68,7 +68,7 @@ class Bench:
             UsageError: a function or template is missing or faulty, or the model cannot be trained as asked.
         """
         from prefloop.evaluate import checkers
-        from prefloop.plan import evaluation_signals
+        from prefloop.plan import evaluation_signals, measured_otherwise
         from prefloop.signals import build
         from prefloop.train.check import check_trainable
 
@@ -78,6 +78,12 @@ class Bench:
                 build.preflight(section)
         for functions in self.recipe.evaluate.checkers.values():
             checkers.preflight(functions)
+        if (own := measured_otherwise(self.recipe)) is not None:
+            logger.warning(
+                "%s is written for one answer at a time; the measurement compares two, by the built-in prompt: set "
+                "evaluate.judge to compare by criteria of your own",
+                own,
+            )
         self.quiet()
         for way in ways:
             check_trainable(self.recipe.model, way.train)
@@ -148,9 +154,17 @@ class Bench:
         self._backends[key] = held
         return held
 
-    def backends(self, needs: Needs) -> dict[str, Backend]:
-        """The models that a signal calls, by its names for them; each is opened when it is asked."""
-        return {name: _Needed(self, need.model or self.recipe.model, need.kind) for name, need in needs.items()}
+    def backends(self, needs: Needs, policy: ModelSection | None = None) -> dict[str, Backend]:
+        """The models that a signal calls, by its names for them; each is opened when it is asked.
+
+        Args:
+            policy: for needs of it; without it the recipe's first model.
+        """
+        first = self.recipe.model
+        return {
+            name: _Needed(self, need.model or (policy if need.policy else None) or first, need.kind)
+            for name, need in needs.items()
+        }
 
     def _make_room(self, section: ModelSection) -> None:
         """A GPU that trains a model can hold it once more, not twice; main memory is larger and a load is slow."""

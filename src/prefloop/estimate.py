@@ -18,6 +18,7 @@ from prefloop.store.rundir import RunDir
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from prefloop.train.encode import Example
     from prefloop.train.estimate import Estimate, Row
 
 SAMPLED = 2000
@@ -36,6 +37,7 @@ def estimate_recipe(recipe: Recipe, out: Path, cache_path: Path, pairs: int | No
     """
     from prefloop.train.encode import Encoder
     from prefloop.train.estimate import estimate
+    from prefloop.train.judged import judged_prompt
     from prefloop.train.objectives import OBJECTIVES
 
     with Cache(cache_path) if cache_path.exists() else nullcontext() as cache:
@@ -52,11 +54,12 @@ def estimate_recipe(recipe: Recipe, out: Path, cache_path: Path, pairs: int | No
             unpaired = OBJECTIVES[recipe.train.objective.type].takes == "unpaired"
             return estimate(recipe.model, recipe.train, None, pairs * (2 if unpaired else 1))
         tokenizer = load_tokenizer(recipe.model)
-        takes = OBJECTIVES[recipe.train.objective.type].takes
-        encoder = Encoder(tokenizer, end_of_turn_ids(tokenizer)[0], recipe.train.max_length, takes)
+        objective = recipe.train.objective
+        takes, judged = OBJECTIVES[objective.type].takes, judged_prompt(objective)
+        encoder = Encoder(tokenizer, end_of_turn_ids(tokenizer)[0], recipe.train.max_length, takes, judged)
         rows: Iterator[Any] = islice(loop.folder(before).rows(), SAMPLED)
         lengths: list[Row] = [
-            (len(example.prompt_ids), tuple(map(len, example.responses)))
+            (len(example.prompt_ids), _lengths(example))
             for _, found in encoder(rows)
             if isinstance(found, list)
             for example in found
@@ -67,6 +70,12 @@ def estimate_recipe(recipe: Recipe, out: Path, cache_path: Path, pairs: int | No
         kept = success["rows"]["kept"]
         trained = pairs or (1 - recipe.train.validation_share) * kept
         return estimate(recipe.model, recipe.train, lengths, round(trained * len(lengths) / min(SAMPLED, kept)))
+
+
+def _lengths(example: Example) -> tuple[int, ...]:
+    """Of the responses; another prompt that they are scored behind counts as a part of them."""
+    own = tuple(map(len, example.responses))
+    return own + tuple(len(example.judged_ids) + length for length in own if example.judged_ids)
 
 
 def table(found: Estimate) -> RenderableType:

@@ -130,9 +130,17 @@ class Loop:
         return None
 
     def evaluations(self, last: int) -> list[dict[str, Any]]:
-        """What was measured in the rounds up to `last`, of those that are done."""
-        found = (self.folder(stage_name("evaluate", r)).success() for r in range(1, last + 1))
-        return [success["extra"]["evaluate"] for success in found if success is not None]
+        """What was measured in the rounds up to `last`, or up to the one that broke a rule.
+
+        Behind that one there may be rounds of an earlier recipe in the same folder.
+        """
+        found: list[dict[str, Any]] = []
+        for r in range(1, last + 1):
+            success = self.folder(stage_name("evaluate", r)).success()
+            if success is None or broken(self.recipe.stop, found) is not None:
+                break
+            found.append(success["extra"]["evaluate"])
+        return found
 
     def model_folder(self, stage: Stage) -> Path:
         """Where a merge stage writes: into the run's `model/`, or, where one of several is to be chosen, beside it."""

@@ -74,6 +74,14 @@ def paid(run: RunDir) -> dict[str, float]:
     return costs
 
 
+def _with_ability(measured: dict[str, Any], harness: dict[str, Any]) -> dict[str, Any]:
+    """A round's figures with those of lm-eval, which a stage of its own measured, by branch."""
+    if "branches" not in measured:
+        return measured | {"harness": next(iter(harness.values()))}
+    branches = {name: said | {"harness": harness[name]} for name, said in measured["branches"].items()}
+    return measured | {"branches": branches, "harness": harness[measured["winner"]]}
+
+
 def summarize(loop: Loop) -> dict[str, Any]:
     """The summary: every finished stage's counts, and under `evaluate` the results of the round that was chosen.
 
@@ -101,11 +109,14 @@ def summarize(loop: Loop) -> dict[str, Any]:
             stages[stage.name]["chosen"] = extra
         if stage.verb == "evaluate":
             rounds.append({"round": stage.round, **extra["evaluate"]})
+        if stage.verb == "ability":
+            rounds[-1] = _with_ability(rounds[-1], extra["harness"])
     summary: dict[str, Any] = {"name": loop.recipe.name, "stages": stages}
     if rounds:
         # What is said of the run is said of the model that it ends with.
-        final = stages.get("select", {}).get("chosen", {}).get("round", len(rounds))
-        summary["evaluate"] = {k: v for k, v in rounds[final - 1].items() if k != "round"}
+        final = stages.get("select", {}).get("chosen", {}).get("round", rounds[-1]["round"])
+        (measured,) = (found for found in rounds if found["round"] == final)
+        summary["evaluate"] = {k: v for k, v in measured.items() if k != "round"}
         summary["rounds"] = rounds
     last = "select" if selects(loop.recipe) else "merge"
     if last in stages:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from prefloop.config import ModelSection
 from prefloop.reading import rows_of
-from prefloop.records import CandidatesRow, RejectRow
+from prefloop.records import CandidatesRow, RejectRow, message_text
 from prefloop.rounds import chosen
 from prefloop.sampling import sample
 from prefloop.store import atomic
@@ -60,8 +60,6 @@ def run_evaluate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str)
         comparers.append(Comparer(name, signal, bench.backends(needs)))
     unmerged = {name: kept.pop(name) for name in list(kept) if name.endswith(UNMERGED)}
     measured = measure(base, kept, recipe.evaluate, comparers, seed=recipe.seed, on_progress=compared)
-    if recipe.evaluate.harness is not None:
-        _ability(bench, models, measured)
     for name, rows in unmerged.items():
         one = measure(base, {name: rows}, recipe.evaluate, comparers[:1], seed=recipe.seed, on_progress=compared)
         merged = kept[name.removesuffix(UNMERGED)]
@@ -83,26 +81,6 @@ def run_evaluate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str)
         rows_in=(len(prompts) - len(rejects)) * section.n + len(rejects),
         extra={"evaluate": measured.summary, "counts": first.counts},
     )
-
-
-def _ability(bench: Bench, models: dict[str, ModelSection], measured: Measured) -> None:
-    """What alignment cost in ability, by lm-eval; every model against the first, which is measured once."""
-    from prefloop.evaluate.harness import compare_ability
-    from prefloop.evaluate.harness import measure as ability
-
-    section, recipe = bench.recipe.evaluate.harness, bench.recipe
-    assert section is not None
-    bench.release()
-    base = ability(recipe.model, section)
-    said = measured.summary.get("branches", {})
-    for name, model in models.items():
-        if name.endswith(UNMERGED):
-            continue
-        found = compare_ability(base, ability(model, section), resamples=recipe.evaluate.bootstrap, seed=recipe.seed)
-        if name in said:
-            said[name]["harness"] = found
-        if name == measured.summary.get("winner", name):
-            measured.summary["harness"] = found
 
 
 UNMERGED = "+adapter"
@@ -134,22 +112,52 @@ def _identical(rows: list[CandidatesRow], others: list[CandidatesRow]) -> float:
 def _side_by_side(measured: Measured) -> str:
     """Every held-out prompt with all models' answers and what each signal says of them, as CSV.
 
-    A signal's column holds the probability that the model's answer is better than the base's; empty without a verdict.
+    A signal's column holds the probability that the model's answer is better than the base's; behind it a column for
+    each criterion, or judge of a panel, with its own score. Empty without a verdict.
     """
     comparisons = {(model, signal): c for model, by in measured.comparisons.items() for signal, c in by.items()}
-    models = list(measured.comparisons)
-    columns = [f"{model}: better than base by {signal}" for model, signal in comparisons if signal]
+    columns: dict[str, list[float | None]] = {}
+    for (model, signal), found in comparisons.items():
+        if signal:
+            columns[f"{model}: better than base by {signal}"] = found.preferences
+        for name in dict.fromkeys(part["name"] for row in found.rows for part in row.get("parts") or ()):
+            said = ({part["name"]: part["scores"][1] for part in row.get("parts") or ()} for row in found.rows)
+            columns[f"{model}: {name} by {signal}"] = [parts.get(name) for parts in said]
     out = io.StringIO(newline="")
     writer = csv.writer(out)
-    writer.writerow(["id", "prompt", "base", *models, *columns])
+    writer.writerow(["id", "prompt", "base", *measured.comparisons, *columns])
     first = [next(iter(by.values())) for by in measured.comparisons.values()]
     for number, row in enumerate(first[0].rows):
-        prompt = "\n\n".join(message["content"] for message in row["prompt"])
+        prompt = "\n\n".join(message_text(message) for message in row["prompt"])
         answers = [c.rows[number]["completions"][1]["text"] for c in first]
-        said = [c.preferences[number] for (_, signal), c in comparisons.items() if signal]
+        scores = [column[number] for column in columns.values()]
         base = row["completions"][0]["text"]
-        writer.writerow([row["id"], prompt, base, *answers, *("" if p is None else f"{p:.6g}" for p in said)])
+        writer.writerow([row["id"], prompt, base, *answers, *("" if s is None else f"{s:.6g}" for s in scores)])
     return out.getvalue()
+
+
+def run_ability(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> None:
+    """What alignment cost in ability, by lm-eval: every model of the round against the recipe's first."""
+    from prefloop.evaluate.harness import compare_ability
+    from prefloop.evaluate.harness import measure as ability
+
+    recipe = bench.recipe
+    section = recipe.evaluate.harness
+    assert section is not None
+    bench.quiet()
+    bench.release()
+    folder.begin(fingerprint)
+    models = {name: model for name, model in _models(bench, stage).items() if not name.endswith(UNMERGED)}
+    bench.progress.total(1 + len(models), "models")
+    base = ability(recipe.model, section)
+    found = {}
+    for done, (name, model) in enumerate(models.items(), 1):
+        bench.progress.at(done)
+        found[name] = compare_ability(
+            base, ability(model, section), resamples=recipe.evaluate.bootstrap, seed=recipe.seed
+        )
+    atomic.write_json(folder.path / "ability.json", found)
+    folder.finish_files(fingerprint, extra={"harness": found})
 
 
 def run_select(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> None:

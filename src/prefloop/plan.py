@@ -7,7 +7,16 @@ from functools import cache as cache_in_memory
 from pathlib import Path
 from typing import Any
 
-from prefloop.config import COSMETIC, HarnessSection, JudgeSignalSection, ModelSection, Recipe, SampleSection, Way
+from prefloop.config import (
+    COSMETIC,
+    HarnessSection,
+    JudgeSignalSection,
+    ModelSection,
+    Recipe,
+    SampleSection,
+    SelfRewardSignalSection,
+    Way,
+)
 from prefloop.engine.load import resolve_model_path
 from prefloop.store.cache import Cache
 from prefloop.store.fingerprint import code_digest, file_digest, model_digest
@@ -107,29 +116,37 @@ class _Planner:
             section = recipe.sampled.sample
             who = policy if section.model is None else _model_settings(section.model, self.cache)
             sampling = {"sample": section.model_dump(exclude={"model"}), "model": who, "seed": seed}
+            sampling |= {"notes": _notes(section)} if section.contrast is not None else {}
             chunk = {"round": r, "rounds": recipe.rounds}
-            self._add(
-                "sample", r, "", sampling | chunk, ("prompts", *before), *BOXES, "pairs/splits.py", "sampling.py"
-            )
+            sampled_by = (*BOXES, "pairs/splits.py", "sampling.py", "signals/attribute.py")
+            self._add("sample", r, "", sampling | chunk, ("prompts", *before), *sampled_by)
         merged = []
         for branch, way in recipe.ways.items():
-            source = "preferences" if recipe.preferences is not None else self._pairs(r, branch, way)
+            source = "preferences" if recipe.preferences is not None else self._pairs(r, branch, way, before)
             training: dict[str, Any] = {"train": way.train.model_dump(exclude=COSMETIC), "model": policy, "seed": seed}
             training |= self.own if recipe.preferences is not None else {}
             if r > 1 and way.train.reference == "first":
                 training["reference"] = self.base
-            code = ("train", "engine", "pairs/splits.py")
-            train = self._add("train", r, branch, training, (source, *before), *code)
+            trained_by = ("train", "engine", "pairs/splits.py", "bench.py")
+            train = self._add("train", r, branch, training, (source, *before), *trained_by)
             settings = {"merge": recipe.merge.model_dump(), "place": self._place(), "model": policy}
             code = ("train/adapters.py", "train/run.py", "engine")
             merged.append(self._add("merge", r, branch, settings, (train, *before), *code))
-        boxes = ("evaluate", "signals", "sampling.py", "measuring.py", *BOXES)
+        boxes = ("evaluate", "intervals.py", "signals", "inputs", "sampling.py", "measuring.py", "bench.py", *BOXES)
         self._add("evaluate", r, "", self._measurement(), ("heldout", *merged), *boxes)
+        if recipe.evaluate.harness is not None:
+            settings = {"harness": self._harness(recipe.evaluate.harness), "base": self.base, "seed": seed}
+            settings["bootstrap"] = recipe.evaluate.bootstrap
+            self._add("ability", r, "", settings, tuple(merged), "evaluate", "measuring.py", "engine")
 
-    def _pairs(self, r: int, branch: str, way: Way) -> str:
+    def _pairs(self, r: int, branch: str, way: Way, before: tuple[str, ...]) -> str:
         assert way.rate is not None and way.pair is not None  # noqa: PT018
-        sample = stage_name("sample", r)
-        rate = self._add("rate", r, branch, self._signal(way.rate), (sample,), "signals", *BOXES)
+        rating = self._signal(way.rate)
+        inputs: tuple[str, ...] = (stage_name("sample", r),)
+        if r > 1 and isinstance(way.rate, SelfRewardSignalSection) and way.rate.model is None:
+            rating["models"] = dict.fromkeys(rating["models"], "the model that the round before chose")
+            inputs += before
+        rate = self._add("rate", r, branch, rating, inputs, "signals", "inputs", "bench.py", *BOXES)
         settings = {"pair": way.pair.model_dump(), "seed": self.recipe.seed}
         return self._add("pair", r, branch, settings, (rate,), "pairs")
 
@@ -158,7 +175,6 @@ class _Planner:
                 group: {name: function_identity(path) for name, path in functions.items()}
                 for group, functions in recipe.evaluate.checkers.items()
             },
-            "harness": None if recipe.evaluate.harness is None else self._harness(recipe.evaluate.harness),
             "bootstrap": recipe.evaluate.bootstrap,
             "unmerged": recipe.evaluate.unmerged,
             "base": self.base,
@@ -173,19 +189,35 @@ def selects(recipe: Recipe) -> bool:
 
 def evaluation_sample(recipe: Recipe) -> SampleSection:
     """Decoding of the evaluation: its own section, or the sample section's with one answer a prompt."""
-    return recipe.evaluate.sample or (recipe.sample or SampleSection()).model_copy(update={"n": 1, "model": None})
+    plain = {"n": 1, "model": None, "contrast": None}
+    return recipe.evaluate.sample or (recipe.sample or SampleSection()).model_copy(update=plain)
 
 
 def evaluation_signals(recipe: Recipe) -> list[Any]:
     """Who compares, the one that the win rate is of first; nobody where there is neither a judge nor a signal."""
-    first = recipe.evaluate.judge or _comparing(next(iter(recipe.ways.values())).rate)
+    first = recipe.evaluate.judge or _comparing(next(iter(recipe.ways.values())).rate, recipe.sample)
     return [section.comparing() for section in (first, *recipe.evaluate.also) if section is not None]
 
 
-def _comparing(rate: Any) -> Any:
-    """A signal as one that compares: a judge then reads pairs."""
+def measured_otherwise(recipe: Recipe) -> str | None:
+    """The rating judge's own template, where the measurement cannot use it and is not told what to use."""
     from prefloop.signals.template import is_shipped
 
+    rate = next(iter(recipe.ways.values())).rate
+    if recipe.evaluate.judge is not None or not isinstance(rate, JudgeSignalSection) or rate.mode == "pairwise":
+        return None
+    return None if is_shipped(rate.template) else rate.template
+
+
+def _comparing(rate: Any, sample: SampleSection | None) -> Any:
+    """A signal as one that compares: a judge then reads pairs, and self-reward goes by the notes of the sampling."""
+    from prefloop.signals.template import is_shipped
+
+    if isinstance(rate, SelfRewardSignalSection) and rate.attributes is None:
+        # The answers that are compared are sampled without a note.
+        contrast = None if sample is None else sample.contrast
+        assert contrast is not None, "the recipe refuses self-reward without any notes"
+        return rate.model_copy(update={"attributes": contrast.attributes, "against": contrast.against})
     if isinstance(rate, JudgeSignalSection) and rate.mode != "pairwise":
         # A template file is written for one mode; a shipped set has both.
         kept = rate.template if rate.template is None or is_shipped(rate.template) else None
@@ -227,6 +259,14 @@ def pinned(recipe: Recipe, commits: dict[str, str]) -> Recipe:
 def _code(*boxes: str) -> str:
     # Once a process: what is running is the code that was there when it started.
     return code_digest(*boxes)
+
+
+def _notes(section: SampleSection) -> list[dict[str, Any]]:
+    """The banks that notes are drawn from: editing one changes what is sampled."""
+    from prefloop.signals.attribute import load_all
+
+    assert section.contrast is not None
+    return [attribute.model_dump(mode="json") for attribute in load_all(section.contrast.attributes)]
 
 
 def _model_settings(section: ModelSection, cache: Cache | None) -> dict[str, Any]:

@@ -49,11 +49,24 @@ class PromptRow(TypedDict):
     source_id: str | None
 
 
+class Contrast(TypedDict):
+    """For what an answer was sampled: an attribute, its `positive` or its `negative` side, and the notes of both.
+
+    An empty note stands for none.
+    """
+
+    attribute: str
+    side: str
+    positive: str
+    negative: str
+
+
 class Completion(TypedDict):
     """One answer to a prompt.
 
     `token_ids` are the sampler's own ids without the end-of-turn token (None for text from elsewhere);
-    `finish_reason` is "stop" (the model ended its turn) or "length" (cut off).
+    `finish_reason` is "stop" (the model ended its turn) or "length" (cut off). `contrast` is there where the answer
+    was sampled under a note.
     """
 
     id: str
@@ -61,6 +74,7 @@ class Completion(TypedDict):
     token_ids: list[int] | None
     finish_reason: str
     sample_index: int
+    contrast: NotRequired[Contrast]
 
 
 class CandidatesRow(TypedDict):
@@ -81,7 +95,9 @@ class PartScores(TypedDict):
 class ScoredRow(TypedDict):
     """Candidates with one score per completion; null means that the signal gave no verdict (never a tie or a loss).
 
-    `parts` is there where the scores are means of others: of a panel's judges, of criteria.
+    `parts` is there where the scores are means of others: of a panel's judges, of criteria. `judgments` is there where
+    a critic wrote what is wrong with each answer: null with a score of 1 for nothing, null without a score where it
+    gave no judgment.
     """
 
     id: str
@@ -91,9 +107,10 @@ class ScoredRow(TypedDict):
     signal: str
     evidence: list[str]
     parts: NotRequired[list[PartScores]]
+    judgments: NotRequired[list[str | None]]
 
 
-OPTIONAL = {"scored": ("parts",)}
+OPTIONAL = {"scored": ("parts", "judgments")}
 """Columns that a row of a kind may be without; null in Parquet then."""
 
 
@@ -134,6 +151,26 @@ class PreferenceRow(TypedDict):
     rejected_id: str
     chosen_finish: str | None
     rejected_finish: str | None
+    evidence: list[str]
+
+
+class JudgmentRow(TypedDict):
+    """An answer and what is wrong with it in words; `judgment` is null where nothing is.
+
+    `score` is whatever number came with the judgment and is not learned from. `finish` is the answer's finish reason,
+    null for text from elsewhere.
+    """
+
+    id: str
+    prompt_id: str
+    prompt: list[Message]
+    completion: list[Message]
+    judgment: str | None
+    score: float | None
+    weight: float | None
+    source: str
+    completion_id: str
+    finish: str | None
     evidence: list[str]
 
 
@@ -179,18 +216,20 @@ def completion_id(prompt: str, text: str, sample_index: int) -> str:
     return content_id("completion", prompt, text, sample_index)
 
 
-def arrow_schema(kind: str, *, tools: bool = False) -> pa.Schema:
+def arrow_schema(kind: str, *, tools: bool = False, contrast: bool = False) -> pa.Schema:
     """The Parquet schema of a row kind.
 
     Args:
-        kind: prompts, candidates, scored, calls, preference or rejects.
+        kind: prompts, candidates, scored, calls, preference, judgment or rejects.
         tools: messages have `EXTRAS`. Without, they have none, not even nulls: templates elsewhere ask whether a
             message has such a key, and take a null for one.
+        contrast: completions have a `contrast`, null in some.
     """
     import pyarrow as pa
 
     text, number = pa.string(), pa.float64()
     messages = pa.list_(pa.struct([(name, text) for name in ("role", "content", *(EXTRAS if tools else ()))]))
+    note = pa.struct([(name, text) for name in Contrast.__annotations__])
     completions = pa.list_(
         pa.struct(
             [
@@ -199,6 +238,7 @@ def arrow_schema(kind: str, *, tools: bool = False) -> pa.Schema:
                 ("token_ids", pa.list_(pa.int32())),
                 ("finish_reason", text),
                 ("sample_index", pa.int32()),
+                *([("contrast", note)] if contrast else []),
             ]
         )
     )
@@ -213,6 +253,7 @@ def arrow_schema(kind: str, *, tools: bool = False) -> pa.Schema:
             ("signal", text),
             ("evidence", pa.list_(text)),
             ("parts", pa.list_(pa.struct([("name", text), ("scores", pa.list_(number))]))),
+            ("judgments", pa.list_(text)),
         ],
         "calls": [
             ("id", text),
@@ -239,6 +280,19 @@ def arrow_schema(kind: str, *, tools: bool = False) -> pa.Schema:
             ("rejected_id", text),
             ("chosen_finish", text),
             ("rejected_finish", text),
+            ("evidence", pa.list_(text)),
+        ],
+        "judgment": [
+            ("id", text),
+            ("prompt_id", text),
+            ("prompt", messages),
+            ("completion", messages),
+            ("judgment", text),
+            ("score", number),
+            ("weight", number),
+            ("source", text),
+            ("completion_id", text),
+            ("finish", text),
             ("evidence", pa.list_(text)),
         ],
         "rejects": [("id", text), ("stage", text), ("reason", text), ("attempts", pa.int32()), ("row", text)],

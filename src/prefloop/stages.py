@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from prefloop.config import TrainSection
 from prefloop.errors import PrefloopError, UsageError
 from prefloop.manifest import summarize
-from prefloop.measuring import run_evaluate, run_select
+from prefloop.measuring import run_ability, run_evaluate, run_select
 from prefloop.reading import rows_of, run_heldout, run_preferences, run_prompts
 from prefloop.sampling import sample
 from prefloop.store.fingerprint import digest
@@ -43,10 +43,10 @@ def run_sample(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -
     rows = [p for p in prompts if p["id"] in chunk]
     section = bench.recipe.sampled.sample
     backend = bench.backend(section.model or bench.loop.policy(stage.round))
-    bench.progress.total(len(rows) * section.n, "answers")
+    bench.progress.total(len(rows) * section.answers, "answers")
     done = folder.begin(fingerprint)
     for index, part in enumerate(_parts(rows)):
-        before = index * PART_ROWS * section.n
+        before = index * PART_ROWS * section.answers
         bench.on_batch = lambda asked, before=before: bench.progress.at(before + asked)  # type: ignore[misc]
         if index not in done:
             kept, rejects, counts = sample(backend, part, section, bench.recipe.seed, stage.name)
@@ -59,7 +59,7 @@ def run_sample(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -
                 )
             folder.write_part(index, kept, "candidates", rejects=rejects, counts=counts)
             bench.progress.update(cached=backend.usage.cached)
-        bench.on_batch(len(part) * section.n)
+        bench.on_batch(len(part) * section.answers)
     folder.finish(fingerprint, rows_in=len(rows))
 
 
@@ -72,7 +72,7 @@ def run_rate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> 
     section = bench.recipe.ways[stage.branch].rate
     assert section is not None
     signal, needs = build(section)
-    backends = bench.backends(needs)
+    backends = bench.backends(needs, bench.loop.policy(stage.round))
     bench.progress.total(source.count(), "rows")
     done = folder.begin(fingerprint)
     made = 0
@@ -227,6 +227,7 @@ RUNNERS: dict[str, Runner] = {
     "train": run_train,
     "merge": run_merge,
     "evaluate": run_evaluate,
+    "ability": run_ability,
     "select": run_select,
     "report": run_report,
 }

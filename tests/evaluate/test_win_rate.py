@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from prefloop.backends.base import Backend, Choice, Refusal
 from prefloop.errors import PrefloopError, UsageError
 from prefloop.evaluate import win_rate
-from prefloop.evaluate.stats import wilson
 from prefloop.evaluate.win_rate import compare, summarize
+from prefloop.intervals import wilson
 from prefloop.records import prompt_id
 from prefloop.signals.base import Rating
 from prefloop.signals.judge import JudgeSignal

@@ -137,6 +137,19 @@ def test_rounds_end_where_a_rule_is_broken(tmp_path):
     assert project.run_here(f"stop.length_growth={1e-9}")["computed"] == []
 
 
+def test_rounds_of_an_earlier_recipe_in_the_folder_count_for_nothing(tmp_path):
+    project = make_project(tmp_path / "p", rounds=2, stop=None)
+    assert len(project.run_here()["rounds"]) == 2
+    # Now the first round breaks a rule: what the folder holds of the second is another recipe's.
+    project_rules = "stop={win_rate_falls: false, length_growth: 1.0e-9}"
+    again = project.run_here(project_rules)
+    if broken(StopSection(win_rate_falls=False, length_growth=1e-9), again["rounds"][:1]) is None:
+        pytest.skip("the answers of this tiny model did not become longer")
+    assert len(again["rounds"]) == 1
+    assert again["chosen"]["round"] == 1
+    assert again["evaluate"]["win_rate"] == again["rounds"][0]["win_rate"]
+
+
 def said(value, low, high, *, base=100.0, aligned=100.0, winner=None):
     figures = {"win_rate": {"value": value, "ci_low": low, "ci_high": high}}
     figures["lengths"] = {"base": {"chars": base}, "aligned": {"chars": aligned}}

@@ -15,7 +15,7 @@ from prefloop.signals import rubric, template
 from prefloop.signals.base import Need
 from prefloop.signals.build import build, card, check, identity, preflight, remark
 from prefloop.signals.driver import rate
-from prefloop.signals.judge import JudgeSignal, rates
+from prefloop.signals.judge import JudgeSignal
 
 
 class Scripted(Backend):

@@ -7,10 +7,9 @@ from judge_script import judged, row, shown
 
 from prefloop.config import FunctionSignalSection, JudgeSignalSection
 from prefloop.errors import PrefloopError
+from prefloop.signals.bias import has_list, length_correlation, rates
 from prefloop.signals.build import card, check_noise, remark
-from prefloop.signals.judge import JudgeSignal, length_correlation, rates
-from prefloop.signals.judge.bias import has_list
-from prefloop.signals.judge.card import wilson
+from prefloop.signals.judge import JudgeSignal
 
 PAIRWISE = JudgeSignalSection(type="judge", mode="pairwise")
 
@@ -112,9 +111,10 @@ def test_the_correlation_of_length_and_score():
     assert "length and score correlate by +1.00" in card(PAIRWISE, counts(80, 60), rows)
 
 
-def test_wilson():
-    # Wilson 1927 by hand for 8 of 10, z = 1.96.
-    assert wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+def test_the_card_has_wilsons_interval():
+    # Wilson 1927 by hand for 8 of 10, z = 1.96: 0.4902 to 0.9433.
+    line = card(PAIRWISE, {"verdicts": 10, "first_decided": 10, "first_wins": 8})
+    assert "the answer shown first wins 80% (49% to 94%)" in line
 
 
 def test_counts_add_up_over_rows():

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from judge_script import judged, only, shown
 
-from prefloop.signals.judge import JudgeSignal, rates
+from prefloop.signals.judge import JudgeSignal
 from prefloop.signals.judge.modes import shuffles
 
 

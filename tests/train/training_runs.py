@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from prefloop.config import LoraSection, ModelSection, TrainSection
-from prefloop.records import PreferenceRow, content_id, prompt_id
+from prefloop.records import JudgmentRow, PreferenceRow, content_id, prompt_id
 from prefloop.store.cache import Cache
 from prefloop.train.run import Source, train
 
@@ -53,12 +53,37 @@ def make_rows(n: int, *, seed: int = 0, weights: bool = False, margins: bool = F
     return rows
 
 
+def make_judged(n: int, *, seed: int = 0, weights: bool = False, share: float = 0.6) -> list[JudgmentRow]:
+    """n answers, some of them with a judgment; the first has one, the second has none."""
+    draw, words = random.Random(seed), TEXT.split()
+    rows: list[JudgmentRow] = []
+    for i, pair in enumerate(make_rows(n, seed=seed)):
+        assert pair["chosen"] is not None
+        judged = i == 0 or (i > 1 and draw.random() < share)
+        rows.append(
+            {
+                "id": content_id("judgment", seed, i),
+                "prompt_id": pair["prompt_id"],
+                "prompt": pair["prompt"],
+                "completion": pair["chosen"],
+                "judgment": " ".join(draw.choices(words, k=draw.randint(1, 5))) if judged else None,
+                "score": None,
+                "weight": draw.uniform(0.2, 2.0) if weights else None,
+                "source": "test",
+                "completion_id": f"c{i}",
+                "finish": "stop",
+                "evidence": [],
+            }
+        )
+    return rows
+
+
 def run(
     folder: Path,
     model: Path | str,
-    rows: list[PreferenceRow] | None = None,
+    rows: list[Any] | None = None,
     *,
-    validation: list[PreferenceRow] | None = None,
+    validation: list[Any] | None = None,
     lora: bool | LoraSection | None = True,
     seed: int = 7,
     dtype: str = "float32",

@@ -1,9 +1,10 @@
 """The seam between the loop and whatever runs a model: requests in, results out, in batches.
 
-Three verbs of language models. `generate` samples an answer; `score` gives the log-probability of given completion
-ids behind given prompt ids; `choose` reads the log-probabilities of a few labels. Two of encoders: `pair_score` reads
-texts side by side, `reward` a conversation. A request is plain data and holds everything that
-changes its result except the model, which is the backend's `identity`; the two together make the cache key.
+Verbs of language models: `generate` samples an answer; `score` gives the log-probability of given completion ids
+behind given prompt ids, `score_answer` that of an answer behind given messages; `choose` reads the log-probabilities
+of a few labels. Two of encoders: `pair_score` reads texts side by side, `reward` a conversation. A request is plain
+data and holds everything that changes its result except the model, which is the backend's `identity`; the two together
+make the cache key.
 
 A backend plans before it runs. `plan` cuts *all* requests into batches, and `run` computes one batch or the part of
 it that is not cached. Batches are cached whole, in one transaction, so a run that was killed and started again forms
@@ -67,6 +68,20 @@ class ScoreRequest:
 
 
 @dataclass(frozen=True)
+class AnswerScoreRequest:
+    """Log-probability of an answer after messages, which the backend renders: a signal has no tokenizer.
+
+    `token_ids` are the ids that a sampler gave, without the end of turn, or none. They count where this model reads
+    `text` in them; else, as with the ids of another tokenizer, the text is encoded. No end of turn is scored.
+    """
+
+    verb: ClassVar[str] = "score_answer"
+    messages: Frozen
+    text: str
+    token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class ChooseRequest:
     """Log-probabilities of a few label texts as the next words of the assistant's turn."""
 
@@ -91,7 +106,7 @@ class RewardRequest:
     messages: Frozen
 
 
-Request = GenerateRequest | ScoreRequest | ChooseRequest | PairScoreRequest | RewardRequest
+Request = GenerateRequest | ScoreRequest | AnswerScoreRequest | ChooseRequest | PairScoreRequest | RewardRequest
 
 
 @dataclass(frozen=True)
@@ -171,6 +186,7 @@ Result = Generation | Score | Choice | Logits | Refusal
 RESULT_TYPES: dict[str, type[Generation] | type[Score] | type[Choice] | type[Logits]] = {
     "generate": Generation,
     "score": Score,
+    "score_answer": Score,
     "choose": Choice,
     "pair_score": Logits,
     "reward": Logits,

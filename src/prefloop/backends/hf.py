@@ -13,6 +13,7 @@ from typing import Any, Self, TypeVar
 import torch
 
 from prefloop.backends.base import (
+    AnswerScoreRequest,
     Backend,
     Choice,
     ChooseRequest,
@@ -104,12 +105,18 @@ class HfBackend(Backend):
         generate = [r for r in requests if isinstance(r, GenerateRequest)]
         score = [r for r in requests if isinstance(r, ScoreRequest)]
         choose = [r for r in requests if isinstance(r, ChooseRequest)]
-        if len(requests) not in (len(generate), len(score), len(choose)):
+        answers = [r for r in requests if isinstance(r, AnswerScoreRequest)]
+        if len(requests) not in (len(generate), len(score), len(choose), len(answers)):
             raise ValueError("a batch holds requests of one verb; `plan` makes such batches")
         was_training = self.model.training
         self.model.eval()
         try:
-            return [*self._generate(generate), *self._score(score), *self._choose(choose)]
+            return [
+                *self._generate(generate),
+                *self._score(score),
+                *self._choose(choose),
+                *self._score_answers(answers),
+            ]
         finally:
             self.model.train(was_training)
 
@@ -194,6 +201,29 @@ class HfBackend(Backend):
         for i, logps in zip(indices, self._responses(rows, self._layout), strict=True):
             results[i] = Score(logps)
         return _complete(results)
+
+    def _score_answers(self, requests: Sequence[AnswerScoreRequest]) -> list[Result]:
+        """As `_score`, of prompts that are rendered here; equal messages make one prompt for all their answers."""
+        results: list[Result | None] = [None] * len(requests)
+        prompts = {messages: self._prompt(messages) for messages in dict.fromkeys(r.messages for r in requests)}
+        places: list[int] = []
+        scores: list[ScoreRequest] = []
+        for i, r in enumerate(requests):
+            prompt = prompts[r.messages]
+            if isinstance(prompt, Refusal):
+                results[i] = prompt
+            else:
+                places.append(i)
+                scores.append(ScoreRequest(tuple(prompt), self._answer_ids(r)))
+        for i, result in zip(places, self._score(scores), strict=True):
+            results[i] = result
+        return _complete(results)
+
+    def _answer_ids(self, request: AnswerScoreRequest) -> tuple[int, ...]:
+        ids = request.token_ids
+        if ids and max(ids) < len(self.tokenizer) and self._text(ids) == request.text:
+            return ids
+        return tuple(encode_completion(self.tokenizer, request.text, None))
 
     def _choose(self, requests: Sequence[ChooseRequest]) -> list[Result]:
         results: list[Result | None] = [None] * len(requests)
@@ -305,9 +335,11 @@ def _plan_key(request: Request) -> tuple[Any, ...]:
     if isinstance(request, ScoreRequest):
         length = len(request.prompt_ids) + len(request.completion_ids)
         return (request.verb, (), -len(request.prompt_ids), request.prompt_ids, -length, request.completion_ids)
-    if not isinstance(request, ChooseRequest | GenerateRequest):
+    if not isinstance(request, ChooseRequest | GenerateRequest | AnswerScoreRequest):
         raise ValueError(f"a language model does not answer {request.verb}")
     length = sum(sum(map(len, message[1:])) for message in request.messages)
+    if isinstance(request, AnswerScoreRequest):
+        return (request.verb, (), -length, request.messages, -len(request.text), request.text, request.token_ids)
     if isinstance(request, ChooseRequest):
         return (request.verb, (), -length, request.messages, 0, request.labels)
     s = request.sampling

@@ -5,13 +5,14 @@ Unknown keys are errors. Field descriptions are the one place where a setting is
 """
 
 from prefloop.config.base import Section
-from prefloop.config.data import PairSection, PreferencesSection, PromptsSection, SampleSection
+from prefloop.config.data import ContrastSection, PairSection, PreferencesSection, PromptsSection, SampleSection
 from prefloop.config.harness import HarnessSection
 from prefloop.config.load import load_recipe, parse_recipe, recipe_folder, recipe_path, shipped_recipes
 from prefloop.config.models import EndpointSection, ModelSection
 from prefloop.config.objectives import (
     AnchoredObjectiveSection,
     CpoObjectiveSection,
+    CutObjectiveSection,
     DpoObjectiveSection,
     KtoObjectiveSection,
     ListObjectiveSection,
@@ -27,6 +28,7 @@ from prefloop.config.signals import (
     JudgeSignalSection,
     PairRmSignalSection,
     RewardModelSignalSection,
+    SelfRewardSignalSection,
     SignalSection,
 )
 from prefloop.config.training import COSMETIC, LaunchSection, LoraSection, MergeSection, TrainSection
@@ -35,7 +37,9 @@ __all__ = [
     "COSMETIC",
     "AnchoredObjectiveSection",
     "BranchSection",
+    "ContrastSection",
     "CpoObjectiveSection",
+    "CutObjectiveSection",
     "DpoObjectiveSection",
     "EndpointSection",
     "EvaluateSection",
@@ -60,6 +64,7 @@ __all__ = [
     "SampleSection",
     "Sampled",
     "Section",
+    "SelfRewardSignalSection",
     "SftObjectiveSection",
     "SignalSection",
     "SimpoObjectiveSection",

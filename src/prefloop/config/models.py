@@ -60,7 +60,8 @@ class ModelSection(Section):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps; auto takes a GPU when there is one.")
     template: str = Field(
         "auto",
-        description="Chat template: auto (the model's own, or `plain` where it has none), plain, or a Jinja file.",
+        description="Chat template: auto (the model's own, or `plain` where it has none), plain, alpaca, or a Jinja "
+        "file.",
     )
     batch_size: int = Field(64, gt=0, description="Sequences in one forward pass when sampling or scoring.")
     endpoint: EndpointSection | None = Field(

@@ -40,16 +40,16 @@ class DpoObjectiveSection(_PairedSection):
     )
     margin_unit: Literal["nats", "mad"] = Field(
         "nats",
-        description="nats: margins as they are; mad: divided by their median absolute deviation over all rows, so that "
-        "clip and weight mean the same for long and for short answers.",
+        description="nats: margins as they are; mad: divided by their median absolute deviation over all rows, so "
+        "that clip and weight mean the same for long and for short answers.",
     )
 
     @model_validator(mode="after")
     def _margins(self) -> Self:
         if self.margin_weight is None:
-            given = "margin_clip" if self.margin_clip is not None else "margin_unit" if self.margin_unit == "mad" else ""
-            if given:
-                raise ValueError(f"{given} without margin_weight does nothing: set margin_weight, or take it out")
+            set_ = {"margin_clip": self.margin_clip is not None, "margin_unit": self.margin_unit == "mad"}
+            for name in (name for name, given in set_.items() if given):
+                raise ValueError(f"{name} without margin_weight does nothing: set margin_weight, or take it out")
             return self
         if self.margin_clip is not None and not self.margin_clip[0] < self.margin_clip[1]:
             low, high = self.margin_clip
@@ -117,6 +117,44 @@ class SftObjectiveSection(Section):
     )
 
 
+class CutObjectiveSection(Section):
+    """CUT (Xu et al. 2024): likelihood of an answer's tokens, unlikelihood of those that a written judgment speaks of."""
+
+    type: Literal["cut"] = "cut"
+    threshold: float = Field(
+        1.1,
+        gt=1,
+        description="A token is flagged when the judgment in the prompt multiplies its probability by more than this.",
+    )
+    unlike_weight: float = Field(1.0, ge=0, description="Of the flagged tokens' unlikelihood (the paper's alpha).")
+    gamma: float = Field(
+        0.0,
+        ge=0,
+        description="Flagged tokens are also weighed by their probability behind the judged prompt to this power; 0 is "
+        "the published code, above 0 the paper's formula.",
+    )
+    normalize: Literal["sequence", "token", "paper"] = Field(
+        "sequence",
+        description="sequence: every answer counts alike, its two contexts half each; token: every token of a step "
+        "counts alike (the published code with a step as its micro-batch); paper: each context counts whole.",
+    )
+    detector: Literal["policy", "start"] = Field(
+        "policy",
+        description="Whose probabilities flag: the model in training, as it is at each step, or the one that training "
+        "starts from, once.",
+    )
+    judged_prompt: str = Field(
+        "default",
+        description="How the judgment is put into the user's last turn: `default`, `alpaca` (for the template of that "
+        "name), `sandbox`, or a Jinja file with `instruction` and `judgment`.",
+    )
+    downsample: float | None = Field(
+        None,
+        ge=0,
+        description="Keep at most this many satisfactory answers for each criticised one, drawn by the recipe's seed.",
+    )
+
+
 ObjectiveSection = Annotated[
     DpoObjectiveSection
     | AnchoredObjectiveSection
@@ -125,6 +163,7 @@ ObjectiveSection = Annotated[
     | OrpoObjectiveSection
     | KtoObjectiveSection
     | ListObjectiveSection
-    | SftObjectiveSection,
+    | SftObjectiveSection
+    | CutObjectiveSection,
     Field(discriminator="type"),
 ]

@@ -10,7 +10,7 @@ from prefloop.config.base import Section, path_shorthand
 from prefloop.config.data import PairSection, PreferencesSection, PromptsSection, SampleSection
 from prefloop.config.harness import HarnessSection
 from prefloop.config.models import ModelSection
-from prefloop.config.signals import SignalSection
+from prefloop.config.signals import SelfRewardSignalSection, SignalSection
 from prefloop.config.training import MergeSection, TrainSection
 
 
@@ -131,8 +131,12 @@ class Recipe(Section):
                 "model.endpoint: the model is trained, so it is loaded here; a server can answer (sample.model) and "
                 "judge (rate.model, evaluate.judge.model)"
             )
+        if self.evaluate.unmerged and all(way.train.lora is None for way in self.ways.values()):
+            raise ValueError("evaluate.unmerged: all weights are trained, so there is no adapter; take it out")
         if self.evaluate.sample is not None and self.evaluate.sample.model is not None:
             raise ValueError("evaluate.sample.model: the base and the aligned model answer; take it out")
+        if self.evaluate.sample is not None and self.evaluate.sample.contrast is not None:
+            raise ValueError("evaluate.sample.contrast: both models are measured without notes; take it out")
         if self.rounds > 1 and self.sample is not None and self.sample.model is not None:
             raise ValueError("sample.model answers in the first round, the merged model in the next: set rounds=1")
         return self
@@ -156,9 +160,9 @@ class Recipe(Section):
                         f"pair.min_agree is {way.pair.min_agree} and there are {len(panel)} judges: set rate.panel to "
                         "as many models, or take it out"
                     )
-            if self.sample is not None and self.sample.n < 2:
+            if self.sample is not None and self.sample.answers < 2:
                 raise ValueError("sample.n is 1: a pair needs two answers to a prompt; set sample.n=2 or more")
-            if self.sample is not None and self.sample.temperature == 0:
+            if self.sample is not None and self.sample.temperature == 0 and self.sample.n > 1:
                 raise ValueError("sample.temperature is 0: all answers to a prompt would be the same; set it above 0")
             return self
         if given := [name for name in ("prompts", "sample", "pair") if getattr(self, name) is not None]:
@@ -169,6 +173,33 @@ class Recipe(Section):
             )
         if self.rounds > 1:
             raise ValueError("rounds need answers sampled anew; with preferences there is one: set rounds=1")
+        return self
+
+    @model_validator(mode="after")
+    def _self_rewarding(self) -> Recipe:
+        """Contrasts, rewards by their notes and margins need one another; what lacks is told before any work."""
+        contrast = self.sample.contrast if self.sample is not None else None
+        noted = "set sample.contrast, for example sample.contrast=harmless"
+        for way in self.ways.values():
+            if isinstance(way.rate, SelfRewardSignalSection) and way.rate.attributes is None and contrast is None:
+                raise ValueError(f"rate self_reward goes by notes, and there are none: {noted}, or rate.attributes")
+            if way.pair is not None and way.pair.strategy == "contrast" and contrast is None:
+                raise ValueError(f"pair.strategy is contrast, and answers are sampled without notes: {noted}")
+            if way.pair is not None and way.pair.swap_negative and way.pair.strategy != "contrast":
+                raise ValueError(
+                    f"pair.swap_negative with strategy {way.pair.strategy}: there the chosen answer always has the "
+                    "higher score; take it out"
+                )
+            weighted = getattr(way.train.objective, "margin_weight", None) is not None
+            if weighted and way.pair is not None and way.pair.margin is None:
+                raise ValueError(
+                    "train.objective.margin_weight is set, and the pairs have no margins: set pair.margin=gap"
+                )
+        for signal in (self.evaluate.judge, *self.evaluate.also):
+            if isinstance(signal, SelfRewardSignalSection) and signal.attributes is None:
+                raise ValueError(
+                    "evaluate: self_reward needs attributes there, as answers are measured without notes: set them"
+                )
         return self
 
     @property

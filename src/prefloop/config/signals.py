@@ -194,6 +194,44 @@ class RewardModelSignalSection(_OneModelSection):
         return self
 
 
+class SelfRewardSignalSection(_OneModelSection):
+    """Scores without labels or a judge: how much likelier an answer is under a positive than under a negative note.
+
+    With answers sampled by `sample.contrast`, and `pair.strategy: contrast`, this is DLMA (Liu et al. 2024).
+    """
+
+    name: ClassVar[str] = "self"
+    type: Literal["self_reward"]
+    model: ModelSection | None = Field(
+        None, description="Who scores; without it the model that is trained, in later rounds as it then is."
+    )
+    attributes: tuple[str, ...] | None = Field(
+        None,
+        min_length=1,
+        description="By which notes answers are scored: shipped attributes or YAML files, the mean over them. Without "
+        "it by the notes that each answer was sampled with (sample.contrast).",
+    )
+    against: Literal["negative", "neutral"] = Field(
+        "negative", description="With `attributes`: the notes that stand against the positive ones."
+    )
+    average: Literal["sum", "tokens"] = Field(
+        "sum", description="sum: of an answer's log-probabilities, as published; tokens: their mean over its tokens."
+    )
+
+    @field_validator("attributes", mode="before")
+    @classmethod
+    def _one_attribute(cls, attributes: Any) -> Any:
+        return (attributes,) if isinstance(attributes, str) else attributes
+
+    @model_validator(mode="after")
+    def _loaded_here(self) -> Self:
+        if self.model is not None and self.model.endpoint is not None:
+            raise ValueError("model.endpoint: answers are scored here, not by a server; take it out")
+        if self.attributes is None and self.against != "negative":
+            raise ValueError("against needs attributes; without them the notes are those of sample.contrast")
+        return self
+
+
 class HumanSignalSection(_SignalSection):
     """Votes and ratings of people on these very answers, from a file (docs/human.md)."""
 
@@ -202,6 +240,11 @@ class HumanSignalSection(_SignalSection):
 
 
 SignalSection = Annotated[
-    FunctionSignalSection | HumanSignalSection | JudgeSignalSection | PairRmSignalSection | RewardModelSignalSection,
+    FunctionSignalSection
+    | HumanSignalSection
+    | JudgeSignalSection
+    | PairRmSignalSection
+    | RewardModelSignalSection
+    | SelfRewardSignalSection,
     Field(discriminator="type"),
 ]

@@ -13,7 +13,7 @@ end of text:
     Paris.<end of text>
 
 The generation prompt ends with a line break, so an answer starts with its first word and not with a space that a
-tokenizer would glue to it.
+tokenizer would glue to it. `ALPACA` is the same for models tuned on Stanford Alpaca's form.
 
 Some models' templates print today's date (`strftime_now`). Here they always print `TEMPLATE_DATE`: otherwise the same
 messages would be other token ids tomorrow, and cached answers, reference values and checkpoints of today would belong
@@ -36,6 +36,22 @@ PLAIN = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- 'Assistant:\\n' -}}{%- endif -%}"
 )
+
+ALPACA = (
+    "{%- set own = messages | selectattr('role', 'equalto', 'system') | list -%}"
+    "{{- own[0]['content'] if own else 'Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request.' -}}"
+    "{{- '\\n\\n' -}}"
+    "{%- for message in messages -%}"
+    "{%- if message['role'] == 'user' -%}{{- '### Instruction:\\n' + message['content'] + '\\n\\n' -}}{%- endif -%}"
+    "{%- if message['role'] == 'assistant' -%}"
+    "{{- '### Response:\\n' + message['content'] + eos_token + '\\n\\n' -}}{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '### Response:\\n' -}}{%- endif -%}"
+)
+"""Stanford Alpaca's form without an input (Taori et al. 2023); a system message takes the place of its preamble."""
+
+NAMED = {"plain": PLAIN, "alpaca": ALPACA}
 
 TEMPLATE_DATE = "2024-07-26"
 """The day that templates are told: the one that Llama 3.2's own template prints where there is no clock."""
@@ -74,7 +90,7 @@ def choose_template(setting: str, own: str | None) -> str:
     """The template that a model section's `template` means.
 
     Args:
-        setting: `auto` (the model's own, `PLAIN` where it has none), `plain`, or the path of a Jinja file.
+        setting: `auto` (the model's own, `PLAIN` where it has none), one of `NAMED`, or the path of a Jinja file.
         own: the template that comes with the tokenizer.
 
     Raises:
@@ -82,9 +98,10 @@ def choose_template(setting: str, own: str | None) -> str:
     """
     if setting == "auto":
         return PLAIN if own is None else own
-    if setting == "plain":
-        return PLAIN
+    if setting in NAMED:
+        return NAMED[setting]
     path = Path(setting)
     if not path.is_file():
-        raise UsageError("no such chat template", where=setting, fix="give auto, plain or the path of a Jinja file")
+        names = ", ".join(["auto", *NAMED])
+        raise UsageError("no such chat template", where=setting, fix=f"give {names} or the path of a Jinja file")
     return path.read_text(encoding="utf-8")

@@ -23,8 +23,8 @@ from prefloop.evaluate.stats import bootstrap_means, mean_interval
 from prefloop.evaluate.win_rate import PART_ROWS
 from prefloop.evaluate.win_rate import compare as win_rate
 from prefloop.records import CallRow, CandidatesRow, message_text
+from prefloop.signals.bias import rates
 from prefloop.signals.driver import rate
-from prefloop.signals.judge import rates
 
 Rows = Sequence[CandidatesRow]
 Pair = tuple[str, str]

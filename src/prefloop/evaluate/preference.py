@@ -14,7 +14,8 @@ from typing import Any
 from prefloop.backends.base import Backend, Refusal, Score, ScoreRequest
 from prefloop.engine.tokens import encode_prompt
 from prefloop.errors import UsageError
-from prefloop.evaluate.stats import bootstrap_means, wilson
+from prefloop.evaluate.stats import bootstrap_means
+from prefloop.intervals import wilson
 from prefloop.records import CandidatesRow, PreferenceRow, prompt_id
 from prefloop.train.encode import Encoder, Example
 

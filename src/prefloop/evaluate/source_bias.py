@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from prefloop.evaluate.stats import Interval, bootstrap_means
+from prefloop.evaluate.stats import bootstrap_means
+from prefloop.intervals import Interval
 
 
 def relative_delta(human: float | Sequence[float], llm: float | Sequence[float]) -> float:

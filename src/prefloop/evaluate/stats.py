@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
+
+from prefloop.intervals import Interval, wilson
 
 # Resampled values held at once (8 bytes each, twice): memory stays near 64 MB whatever the number of prompts.
 CHUNK = 4_000_000
@@ -19,25 +21,10 @@ CHUNK = 4_000_000
 # prompts may still be different when n were seen that are all equal.
 FEW = 30
 
-# Standard normal quantile of a two-sided 95 % interval.
-Z95 = 1.959963984540054
-
 # What a test's probability must stay below for a difference to be called one.
 SIGNIFICANT = 0.05
 
 Array = Any
-
-
-class Interval(NamedTuple):
-    """An estimate with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def json(self) -> dict[str, float]:
-        """The form of summary.json."""
-        return {"value": self.value, "ci_low": self.low, "ci_high": self.high}
 
 
 def bootstrap_mean(values: Sequence[float], resamples: int = 10_000, seed: int = 0) -> Interval:
@@ -196,22 +183,3 @@ def says_nothing(figure: Mapping[str, Any]) -> bool:
         figure: ci_low, ci_high and n, as summary.json has them.
     """
     return bool(figure["ci_low"] == figure["ci_high"] and figure["n"] < FEW)
-
-
-def wilson(k: int, n: int, z: float = Z95) -> Interval:
-    """Share k of n with Wilson's score interval (Wilson 1927); right also for small n and shares near 0 or 1.
-
-    Args:
-        k, n: successes and trials, 0 <= k <= n, n > 0.
-        z: normal quantile; the default makes it a 95 % interval.
-    """
-    if not 0 <= k <= n or n == 0:
-        raise ValueError(f"need 0 <= k <= n and n > 0, got k={k}, n={n}")
-    share = k / n
-    scale = 1 + z * z / n
-    centre = (share + z * z / (2 * n)) / scale
-    half = z / scale * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    # At the ends the interval touches 0 or 1 exactly; rounding must not push it past the share.
-    low = 0.0 if k == 0 else centre - half
-    high = 1.0 if k == n else centre + half
-    return Interval(share, low, high)

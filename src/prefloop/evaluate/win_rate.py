@@ -10,11 +10,12 @@ from typing import Any
 from prefloop.backends.base import Backend
 from prefloop.errors import PrefloopError, UsageError
 from prefloop.evaluate.answers import by_prompt
-from prefloop.evaluate.stats import mean_interval, wilson
+from prefloop.evaluate.stats import mean_interval
+from prefloop.intervals import wilson
 from prefloop.records import CallRow, CandidatesRow, ScoredRow
 from prefloop.signals.base import Signal
+from prefloop.signals.bias import rates
 from prefloop.signals.driver import rate
-from prefloop.signals.judge import rates
 
 PART_ROWS = 256
 

@@ -6,12 +6,12 @@ answer, a rejected one, or both. `layout_of` recognises it by the columns of a f
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from prefloop.inputs import ballots
+from prefloop.inputs import ballots, judgments
+from prefloop.inputs.hh import SPEAKER, dialogue
 from prefloop.inputs.lima import lima_prompt
 from prefloop.inputs.messages import Fault, messages_of, order_faults, text_fault
 from prefloop.inputs.votes import Parse
@@ -44,6 +44,9 @@ class Layout:
         leaves: columns that its files are known to have and that are not read.
         own: a format of ours, or one in which our names are used: any other column is an error.
         ballot: what a row of votes means, where several make a preference; `parse` gets what is counted from them.
+        judged: what a row of written judgments means; such a layout gives no preferences, and `parse` is not asked.
+        parts: takes a record of several judgments apart, each a row; none where it has another shape.
+        part: what each of them is called.
     """
 
     name: str
@@ -53,6 +56,9 @@ class Layout:
     numbers: tuple[str, ...] = NUMBERS
     own: bool = False
     ballot: Parse | None = None
+    judged: Callable[[Mapping[str, Any]], judgments.Judged] | None = None
+    parts: Callable[[Mapping[str, Any]], list[Mapping[str, Any]]] | None = None
+    part: str = ""
 
 
 # ------------------------------------------------------------------------------------------------------------- pairs
@@ -119,9 +125,6 @@ def _different(row: Answers, place: str) -> Answers:
     return row
 
 
-_SPEAKER = re.compile(r"\n\n(Human|Assistant):")
-
-
 def _split_shared(row: Answers, sides: dict[str, list[Message]], texts: dict[str, str]) -> None:
     """Take what two whole conversations share out of them and make it the prompt."""
     fix = "write the prompt into `prompt`, or the whole conversation into chosen and rejected"
@@ -134,9 +137,9 @@ def _split_shared(row: Answers, sides: dict[str, list[Message]], texts: dict[str
     if len(sides) < 2 or len(texts) == 1:
         row.faults += missing
         return
-    if texts and all(_SPEAKER.match(text) for text in texts.values()):
+    if texts and all(SPEAKER.match(text) for text in texts.values()):
         for side, text in texts.items():
-            sides[side] = _dialogue(text)
+            sides[side] = dialogue(text)
             row.faults += [f for turn in sides[side] if (f := text_fault(turn["content"], side)) is not None][:1]
     elif texts:
         _split_texts(row, sides, texts)
@@ -155,13 +158,6 @@ def _split_shared(row: Answers, sides: dict[str, list[Message]], texts: dict[str
     row.faults += order_faults(row.prompt, "chosen", last="user")
     for side in sides:
         sides[side] = sides[side][same:]
-
-
-def _dialogue(text: str) -> list[Message]:
-    """Turns marked `\\n\\nHuman:` and `\\n\\nAssistant:`, as in Bai et al. 2022 (HH-RLHF)."""
-    parts = _SPEAKER.split(text)[1:]
-    roles = {"Human": "user", "Assistant": "assistant"}
-    return [{"role": roles[who], "content": said.strip()} for who, said in zip(parts[::2], parts[1::2])]
 
 
 def _split_texts(row: Answers, sides: dict[str, list[Message]], texts: dict[str, str]) -> None:
@@ -334,6 +330,10 @@ _PKU_LEFT = (
 _SINGLE = ("weight",)
 _VOTES, _RATINGS = ("prompt", "answer_a", "answer_b", "vote"), ("prompt", "answer", "rating")
 _ARGILLA_LEFT = ("suggestions", "metadata", "vectors", "status", "_server_id", "external_id")
+_JUDGMENT = ("prompt", "completion", "judgment", "score", "source", "completion_id", "finish", "evidence")
+_CUT = ("instruction", "input", "output", "judgment", "score")
+_SHEPHERD, _SHEPHERD_LEFT = ("question", "answer", "feedback"), ("dataset", "prompt", "metadata", "context")
+_ULTRA_LEFT = ("source", "models", "correct_answers", "incorrect_answers")
 _OWN = tuple(c for c in PreferenceRow.__annotations__ if c not in ("id", "prompt", "chosen", "rejected", *NUMBERS))
 
 LAYOUTS: dict[str, Layout] = {
@@ -350,6 +350,21 @@ LAYOUTS: dict[str, Layout] = {
         Layout("votes", _preference, (*_VOTES, "voter"), ("comment",), (), own=True, ballot=ballots.vote),
         Layout("ratings", _preference, (*_RATINGS, "voter"), ("comment",), (), own=True, ballot=ballots.rating),
         Layout("argilla", _preference, ("fields", "responses"), _ARGILLA_LEFT, (), ballot=ballots.argilla),
+        Layout("judgment", _preference, _JUDGMENT, ("prompt_id",), _SINGLE, own=True, judged=judgments.judgment),
+        Layout("cut", _preference, _CUT, ("i_ans", "reason", "ref"), (), judged=judgments.cut),
+        Layout("shepherd", _preference, _SHEPHERD, _SHEPHERD_LEFT, (), judged=judgments.shepherd),
+        Layout(
+            *("critiques", _preference, ("data",), ("split", "time", "labeler", "is_topic_based_summarization"), ()),
+            judged=judgments.critique,
+            parts=judgments.questions,
+            part="question",
+        ),
+        Layout(
+            *("ultrafeedback", _preference, ("instruction", "completions"), _ULTRA_LEFT, ()),
+            judged=judgments.completion,
+            parts=judgments.completions,
+            part="answer",
+        ),
     )
 }
 
@@ -371,6 +386,14 @@ def layout_of(value: Mapping[str, Any]) -> Layout | None:
         name = "lima" if texts else "sharegpt_pairs" if pairs else "sharegpt"
     elif "chosen" in value or "rejected" in value:
         name = "preference"
+    elif "judgment" in value and ("completion" in value or "output" in value):
+        name = "judgment" if "completion" in value else "cut"
+    elif "question" in value and "answer" in value and "feedback" in value:
+        name = "shepherd"
+    elif isinstance(value.get("data"), Mapping) and "questions" in value["data"]:
+        name = "critiques"
+    elif "instruction" in value and isinstance(value.get("completions"), list):
+        name = "ultrafeedback"
     elif "completion" in value or "messages" in value:
         named = "completion" if "completion" in value else "messages"
         name = "unpaired" if "label" in value else named

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from prefloop.config import PreferencesSection
 from prefloop.errors import UsageError
+from prefloop.inputs import judgments
 from prefloop.inputs.columns import Columns
 from prefloop.inputs.layouts import LAYOUTS, NUMBERS, Answers, Layout, layout_of
 from prefloop.inputs.messages import Fault, given_id, with_tools
@@ -31,6 +33,8 @@ class PreferenceReader:
         stats: blank lines.
         columns: those that were there and not read, and the unknown ones.
         tally: the votes that were counted, of a layout of votes; a record is a pair of answers then.
+        verdicts: of a layout of judgments, how many rows are criticised, satisfactory, or satisfactory because they
+            were praised or scored highly.
     """
 
     section: PreferencesSection
@@ -40,6 +44,7 @@ class PreferenceReader:
     stats: Stats = field(default_factory=Stats)
     columns: Columns = field(default_factory=lambda: Columns([]))
     tally: Tally | None = None
+    verdicts: Counter[str] = field(default_factory=Counter)
     _seen: dict[str, int] = field(default_factory=dict)
     _ids: dict[str, int] = field(default_factory=dict)
 
@@ -71,6 +76,9 @@ class PreferenceReader:
             if self.layout is None:
                 yield None, [self._unknown_format(item)]
                 return
+            if self.layout.judged is not None:
+                yield from self._judged(item, self.layout, self.layout.judged)
+                continue
             self.records += 1
             yield self._one(item, self.layout)
 
@@ -159,10 +167,57 @@ class PreferenceReader:
         repeat = self._repeat(record, row, own_id)
         return (row, []) if repeat is None else (None, [repeat])
 
+    def _judged(
+        self, record: Record, layout: Layout, parse: Callable[[Mapping[str, Any]], judgments.Judged]
+    ) -> Iterator[tuple[Any, list[Problem]]]:
+        """The judgments of a record: one, or of a layout with parts as many as it has."""
+        self.columns.note(record)
+        found: list[Record] = [record]
+        if layout.parts is not None:
+            found = [
+                Record(self.records + number, dict(part), layout.part)
+                for number, part in enumerate(layout.parts(record.value), 1)
+            ]
+        if not found:
+            self.records += 1
+            reason, fix = f"has not the shape of {layout.name}", "take the row out, or set another `format`"
+            place, raw = (self.section.path, record.row), raw_json(record.value)
+            yield None, [Problem("wrong_type", *place, layout.reads[-1], reason, fix, record.unit, raw=raw)]
+        for one in found:
+            self.records += 1
+            yield self._judgment(one, layout, parse(one.value))
+
+    def _judgment(self, record: Record, layout: Layout, said: judgments.Judged) -> tuple[Any, list[Problem]]:
+        place, raw = (self.section.path, record.row), raw_json(record.value)
+        faults = said.faults if said.left_out is None else []
+        own_id, facts, weight = None, {}, None
+        if layout.own:
+            own_id, wrong = given_id(record.value)
+            weight, more = _number(record.value.get("weight"), "weight")
+            facts, others = _facts(record.value)
+            faults = faults + wrong + more + others
+        if not faults and said.left_out is None and self.max_prompt_tokens is not None:
+            faults = self.max_prompt_tokens.faults(said.prompt, layout.reads[0])
+        if faults:
+            return None, [Problem(f.kind, *place, f.field, f.reason, f.fix, record.unit, raw=raw) for f in faults]
+        verdict = judgments.decide(said, self.section)
+        if said.left_out is not None:
+            f, fix = said.left_out, "nothing to do: it is left out and counted"
+            return None, [Problem(f.kind, *place, f.field, f.reason, fix, record.unit, "duplicate", raw)]
+        row = judgments.judgment_row(said, layout.name, weight, own_id, facts)
+        repeat = self._again(record, [row["prompt_id"], row["completion"], row["judgment"]], own_id)
+        if repeat is not None:
+            return None, [repeat]
+        self.verdicts[verdict] += 1
+        return row, []
+
     def _repeat(self, record: Record, row: PreferenceRow, own_id: str | None) -> Problem | None:
         """The same prompt and answers, or the same id, as in an earlier row."""
+        return self._again(record, [row["prompt_id"], row["chosen"], row["rejected"]], own_id)
+
+    def _again(self, record: Record, says: list[Any], own_id: str | None) -> Problem | None:
         path, raw = self.section.path, raw_json(record.value)
-        content = content_id(row["prompt_id"], row["chosen"], row["rejected"])
+        content = content_id(*says)
         before = self._seen.setdefault(content, record.row)
         if before != record.row:
             reason = f"the same prompt and answers as in {record.unit} {before}"
@@ -233,8 +288,8 @@ def _row(
     }
 
 
-_TEXTS = ("source", "strategy", "chosen_id", "rejected_id")
-_FINISHES = ("chosen_finish", "rejected_finish")
+_TEXTS = ("source", "strategy", "chosen_id", "rejected_id", "completion_id")
+_FINISHES = ("chosen_finish", "rejected_finish", "finish")
 
 
 def _facts(value: Mapping[str, Any]) -> tuple[dict[str, Any], list[Fault]]:

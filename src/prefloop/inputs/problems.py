@@ -37,6 +37,10 @@ Kind = Literal[
     "same_answers",
     "split_votes",
     "not_compared",
+    "failed_judgment",
+    "empty_judgment",
+    "only_praise",
+    "not_judged",
 ]
 
 
@@ -153,13 +157,13 @@ def reject_rows(problems: Iterable[Problem], stage: str = "prompts") -> list[Rej
     `reason` is the kind of the row's first problem, so that reasons can be counted; `row` holds the place, every
     problem in words, and the row's own content.
     """
-    by_row: dict[tuple[str, int], list[Problem]] = {}
+    by_row: dict[tuple[str, str, int], list[Problem]] = {}
     for problem in problems:
         if problem.row is not None and problem.level != "fatal":
-            by_row.setdefault((problem.file, problem.row), []).append(problem)
+            by_row.setdefault((problem.file, problem.unit, problem.row), []).append(problem)
     return [
         {
-            "id": content_id("input", file, row),
+            "id": content_id("input", file, row, *([] if unit in ("line", "record") else [unit])),
             "stage": stage,
             "reason": found[0].kind.replace("_", " "),
             "attempts": 1,
@@ -172,7 +176,7 @@ def reject_rows(problems: Iterable[Problem], stage: str = "prompts") -> list[Rej
                 }
             ),
         }
-        for (file, row), found in by_row.items()
+        for (file, unit, row), found in by_row.items()
     ]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from prefloop.config import PromptsSection
 from prefloop.engine.tokens import PromptError
 from prefloop.errors import UsageError
+from prefloop.inputs import hh
 from prefloop.inputs.columns import Columns
 from prefloop.inputs.lima import LEFT, READ, lima_prompt, looks_like_lima
 from prefloop.inputs.messages import Fault, given_id, messages_of, order_faults, with_tools
@@ -155,6 +156,8 @@ class PromptReader:
                 self.lima = wanted == "lima" or (wanted == "auto" and looks_like_lima(item.value, self.section.column))
                 if self.lima:
                     self.columns = Columns([*READ, "id"], self.section.ignore_columns, LEFT)
+                elif wanted == "hh":
+                    self.columns = Columns([*hh.READ, "id"], self.section.ignore_columns)
                 first = False
             yield from self._one(item)
 
@@ -167,7 +170,7 @@ class PromptReader:
         messages, faults = self._messages(record.value)
         source_id, id_faults = given_id(record.value)
         faults += id_faults
-        if not self.lima:
+        if not self.lima and self.section.format != "hh":
             messages, found = with_tools(messages, record.value.get("tools"))
             faults += found
         row: PromptRow | None = None
@@ -183,8 +186,8 @@ class PromptReader:
             )
             for fault in faults
         ]
-        if row is not None and (repeat := self._repeat(record, row)) is not None:
-            problems.append(repeat)
+        if row is not None:
+            problems += filter(None, [self._too_many_words(record, row) or self._repeat(record, row)])
         if problems:
             yield from problems
         elif row is not None:
@@ -193,6 +196,8 @@ class PromptReader:
     def _messages(self, value: dict[str, Any]) -> tuple[list[Message], list[Fault]]:
         if self.lima:
             return lima_prompt(value.get("conversations"))
+        if self.section.format == "hh":
+            return hh.hh_prompt(value)
         column = self.section.column
         if column not in value:
             meant = nearest(column, list(value))
@@ -200,6 +205,22 @@ class PromptReader:
             return [], [Fault("missing_field", column, f"is missing (there: {', '.join(value) or 'nothing'})", fix)]
         messages, faults = messages_of(value[column], column)
         return messages, faults or order_faults(messages, column, last="user")
+
+    def _too_many_words(self, record: Record, row: PromptRow) -> Problem | None:
+        """Longer than the recipe wants: left out and counted, and nothing that is wrong with the file."""
+        limit = self.section.max_words
+        if limit is None:
+            return None
+        words = sum(len(message["content"].split()) for message in row["prompt"])
+        if words <= limit:
+            return None
+        reason, fix = (
+            f"{words:,} words, more than the {limit:,} of max_words",
+            "shorten it, or raise prompts.max_words",
+        )
+        where = (self.section.path, record.row, self.columns.known[0])
+        raw = raw_json(record.value)
+        return Problem("too_long", *where, reason, fix, record.unit, level="duplicate", raw=raw)
 
     def _repeat(self, record: Record, row: PromptRow) -> Problem | None:
         """The same prompt or the same id as in an earlier row."""

@@ -51,7 +51,7 @@ def format_of(path: str, declared: str = "auto") -> str:
     if path.startswith("sandbox:"):
         return "sandbox"
     found = FORMATS.get(Path(path).suffix.lower())
-    if declared == "lima":  # a way to write rows, not a container; the published files are JSON Lines named .json too
+    if declared in ("lima", "hh"):  # ways to write rows, not containers; published as JSON Lines named .json too
         return found if found in ("csv", "parquet") else "jsonl"
     if declared != "auto":
         return declared

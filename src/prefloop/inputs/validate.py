@@ -199,7 +199,7 @@ def _kind(stream: Stream, column: str) -> tuple[str, Stream]:
     for item in stream:
         head.append(item)
         if isinstance(item, Record):
-            if "completions" in item.value:
+            if "completions" in item.value and layout_of(item.value) is None:
                 kind = "candidates"
             elif (layout := layout_of(item.value)) is not None and layout.name != "lima" and column == "prompt":
                 kind = "preferences"

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from statistics import correlation, mean, median
 from typing import NamedTuple
 
 from prefloop.config import PairSection
@@ -25,7 +26,8 @@ class Built(NamedTuple):
         pairs: in the order of the rows; within a row from the best answer down.
         rejects: rows that gave no pair, each with one reason (see filters.reject_reason).
         counts: rows = rows_with_pairs + the sum of rejected/<reason>; pairs; pairs_dropped/<reason> (proposed and
-            filtered out); answers_left_out/<reason>; mean_chars_chosen and mean_chars_rejected, when there are pairs.
+            filtered out); answers_left_out/<reason>; mean_chars_chosen and mean_chars_rejected, when there are pairs;
+            with strategy contrast also pairs_swapped, and what `_margins` says.
     """
 
     pairs: list[PreferenceRow]
@@ -47,7 +49,7 @@ def build_pairs(rows: Iterable[ScoredRow], section: PairSection, seed: int, sour
     """
     pairs: list[PreferenceRow] = []
     rejects: list[RejectRow] = []
-    rows_in = 0
+    rows_in = swapped = 0
     answers_left_out: Counter[str] = Counter()
     pairs_dropped: Counter[str] = Counter()
     for row in rows:
@@ -57,12 +59,16 @@ def build_pairs(rows: Iterable[ScoredRow], section: PairSection, seed: int, sour
         answers_left_out.update(left_out)
         key = content_id(seed, row["id"])
         proposed = STRATEGIES[section.strategy](ranked(answers), key) if len(answers) > 1 else []
+        if section.swap_negative:
+            turned = [(worse, better) if better.score < worse.score else (better, worse) for better, worse in proposed]
+            swapped += sum(a is not b for (a, _), (b, _) in zip(turned, proposed, strict=True))
+            proposed = turned
         verdicts = [(pair, drop_reason(pair, section, row)) for pair in proposed]
         drops = [reason for _, reason in verdicts if reason is not None]
         pairs_dropped.update(drops)
         kept = [pair for pair, reason in verdicts if reason is None]
         if kept:
-            pairs.extend(_preference(row, pair, section.strategy, source) for pair in kept)
+            pairs.extend(_preference(row, pair, section, source) for pair in kept)
         else:
             rejects.append(_reject(row, reject_reason(row, left_out, drops)))
     rejected = Counter(reject["reason"] for reject in rejects)
@@ -74,7 +80,29 @@ def build_pairs(rows: Iterable[ScoredRow], section: PairSection, seed: int, sour
         # If the chosen answers are the longer ones, length is what the policy will learn.
         counts["mean_chars_chosen"] = _mean_chars(pair["chosen"] for pair in pairs)
         counts["mean_chars_rejected"] = _mean_chars(pair["rejected"] for pair in pairs)
+        if section.strategy == "contrast":
+            counts |= {"pairs_swapped": swapped} if section.swap_negative else {}
+            counts |= _margins(pairs)
     return Built(pairs, rejects, counts)
+
+
+def _margins(pairs: Sequence[PreferenceRow]) -> dict[str, float]:
+    """Mean and spread of the score gaps, the share below 0, and how much of their size is length.
+
+    `margin_length_correlation` is Pearson's, of a gap's size with the characters of both answers: sums over tokens
+    grow with length, so near 1 the surer pairs are merely the longer ones.
+    """
+    gaps = [(p["score_chosen"] or 0.0) - (p["score_rejected"] or 0.0) for p in pairs]
+    found = {
+        "mean_margin": mean(gaps),
+        "median_margin": median(gaps),
+        "negative_margins": sum(gap < 0 for gap in gaps) / len(gaps),
+    }
+    sizes = [abs(gap) for gap in gaps]
+    lengths = [float(sum(len(m["content"]) for m in [*(p["chosen"] or ()), *(p["rejected"] or ())])) for p in pairs]
+    if len(set(sizes)) > 1 and len(set(lengths)) > 1:
+        found["margin_length_correlation"] = correlation(sizes, lengths)
+    return found
 
 
 def _mean_chars(answers: Iterable[list[Message] | None]) -> float:
@@ -97,7 +125,7 @@ def _check(row: ScoredRow) -> None:
         )
 
 
-def _preference(row: ScoredRow, pair: Pair, strategy: str, source: str) -> PreferenceRow:
+def _preference(row: ScoredRow, pair: Pair, section: PairSection, source: str) -> PreferenceRow:
     chosen, rejected = pair
     return {
         "id": content_id("pair", row["id"], chosen.completion["id"], rejected.completion["id"]),
@@ -108,10 +136,10 @@ def _preference(row: ScoredRow, pair: Pair, strategy: str, source: str) -> Prefe
         "score_chosen": chosen.score,
         "score_rejected": rejected.score,
         "weight": None,
-        "margin": None,
+        "margin": chosen.score - rejected.score if section.margin == "gap" else None,
         "label": None,
         "source": source,
-        "strategy": strategy,
+        "strategy": section.strategy,
         "chosen_id": chosen.completion["id"],
         "rejected_id": rejected.completion["id"],
         "chosen_finish": chosen.completion["finish_reason"],

@@ -21,6 +21,7 @@ class Answer:
     score: float
 
 
+SIDES = ("positive", "negative")
 Pair = tuple[Answer, Answer]
 Strategy = Callable[[Sequence[Answer], str], list[Pair]]
 
@@ -57,9 +58,26 @@ def adjacent(answers: Sequence[Answer], key: str) -> list[Pair]:
     return list(pairwise(answers))
 
 
+def contrast(answers: Sequence[Answer], key: str) -> list[Pair]:
+    """Of each attribute the highest of the answers sampled for it against the lowest of those against it.
+
+    With one answer a side it is the published pair, the margin of which may be negative; with several it has the
+    largest margin of all.
+    """
+    sides: dict[str, dict[str, list[Answer]]] = {}
+    for answer in answers:
+        asked = answer.completion.get("contrast")
+        if asked is not None:
+            sides.setdefault(asked["attribute"], {}).setdefault(asked["side"], []).append(answer)
+    return [
+        (both["positive"][0], both["negative"][-1]) for _, both in sorted(sides.items()) if both.keys() == set(SIDES)
+    ]
+
+
 STRATEGIES: dict[str, Strategy] = {
     "best_worst": best_worst,
     "best_random": best_random,
     "all_pairs": all_pairs,
     "adjacent": adjacent,
+    "contrast": contrast,
 }

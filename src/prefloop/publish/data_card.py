@@ -140,7 +140,7 @@ def _made(facts: Facts, branch: str) -> str:
 
 
 def _bias(facts: Facts, counts: Mapping[str, Any]) -> str:
-    from prefloop.signals.judge import rates
+    from prefloop.signals.bias import rates
 
     rows = [
         ("mean length of chosen answers", f"{counts['mean_chars_chosen']:.1f} characters"),

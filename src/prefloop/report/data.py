@@ -12,7 +12,7 @@ from prefloop.evaluate.stats import says_nothing
 from prefloop.report.charts import interval
 from prefloop.report.figures import curves, histograms, measures
 from prefloop.report.remarks import remarks
-from prefloop.signals.judge import rates
+from prefloop.signals.bias import rates
 from prefloop.store.rundir import RunDir
 from prefloop.store.stagedir import StageDir
 
@@ -26,7 +26,7 @@ CARD = {
     "null_rate": ("No verdict", "calls without a verdict, left out and counted", 0.0),
     "label_mass": ("Label mass", "mean probability of the labels together", 1.0),
 }
-ORDER = ("prompts", "preferences", "sample", "rate", "pair", "train", "merge", "heldout", "evaluate")
+ORDER = ("prompts", "preferences", "sample", "rate", "pair", "train", "merge", "heldout", "evaluate", "ability")
 UNITS = {
     "prompts": "prompts",
     "preferences": "rows",
@@ -104,6 +104,9 @@ def collect(run: RunDir) -> dict[str, Any]:
     parts = _chosen(everything)
     metrics = [m for m in metrics if m["stage"] in {part.name for part in parts}]
     evaluate = dict(((_last(parts, "evaluate") or {}).get("extra") or {}).get("evaluate") or {})
+    ability = ((_last(parts, "ability") or {}).get("extra") or {}).get("harness") or {}
+    if ability:
+        evaluate["harness"] = ability[evaluate.get("winner") or next(iter(ability))]
     unfinished = [part.name for part in everything if part.success is None and part.verb != "report"]
     data = {
         "name": manifest.get("name") or recipe.get("name") or run.path.name,

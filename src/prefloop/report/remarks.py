@@ -46,6 +46,14 @@ def remarks(
             "No win rate was measured, as nobody compared the answers (evaluate.judge). That the model fits its "
             "training data, or what was kept back of it, does not say that its answers are better."
         )
+    if (
+        win
+        and len(candidates := {(m["round"], m["name"]) for m in data["models"] if "not merged" not in m["name"]}) > 1
+    ):
+        found.append(
+            f"The best of {len(candidates)} models was chosen on the prompts that it is measured on, so its figures "
+            "are a little too good: measure it again on prompts that chose nothing (prefloop compare)."
+        )
     if win and _judges_itself(recipe):
         found.append(
             "The signal that made the pairs also measured the result. It may reward what it was trained to like: "

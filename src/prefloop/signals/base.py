@@ -44,12 +44,15 @@ class Need:
     """A model that a signal calls.
 
     Attributes:
-        model: None stands for the recipe's first model.
+        model: None stands for the recipe's first model, or for the policy.
         kind: what it is: a `language` model, or an encoder (`pairrm`, `reward`).
+        policy: without a model it is the one that is trained, as it is in the round whose answers are rated; an
+            evaluation, which compares with the first model, is by that.
     """
 
     model: ModelSection | None
     kind: Literal["language", "pairrm", "reward"] = "language"
+    policy: bool = False
 
 
 class Signal(Protocol):

@@ -13,11 +13,12 @@ from prefloop.config import (
     ModelSection,
     PairRmSignalSection,
     RewardModelSignalSection,
+    SelfRewardSignalSection,
     SignalSection,
 )
 from prefloop.errors import UsageError
 from prefloop.records import ScoredRow
-from prefloop.signals import function, human, judge, references, reward_model
+from prefloop.signals import attribute, function, human, judge, references, reward_model, self_reward
 from prefloop.signals.base import Need, Signal
 from prefloop.signals.pairrm import checkpoint as pairrm_checkpoint
 from prefloop.signals.pairrm import signal as pairrm
@@ -66,12 +67,19 @@ def _human(section: HumanSignalSection) -> tuple[Signal, Needs]:
     return human.HumanSignal(section.path), {}
 
 
+def _self_reward(section: SelfRewardSignalSection) -> tuple[Signal, Needs]:
+    attributes = None if section.attributes is None else attribute.load_all(section.attributes)
+    signal = self_reward.SelfRewardSignal(attributes, section.against, section.average, section.name)
+    return signal, {section.name: Need(section.model, policy=True)}
+
+
 BUILDERS: dict[str, Callable[[Any], tuple[Signal, Needs]]] = {
     "function": _function,
     "judge": _judge,
     "human": _human,
     "pairrm": _pairrm,
     "reward_model": _reward_model,
+    "self_reward": _self_reward,
 }
 
 
@@ -81,6 +89,7 @@ IDENTITIES: dict[str, Callable[[Any], dict[str, Any]]] = {
     "human": lambda section: human.identity(section.path),
     "pairrm": lambda section: pairrm.PairRmSignal(section.score).identity,
     "reward_model": reward_model.identity,
+    "self_reward": lambda section: _self_reward(section)[0].identity,
 }
 
 

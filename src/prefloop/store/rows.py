@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _BATCH_ROWS = 256
-_CONVERSATIONS = ("prompt", "chosen", "rejected")
+_CONVERSATIONS = ("prompt", "chosen", "rejected", "completion")
 """Columns that hold messages."""
 
 
@@ -44,7 +44,8 @@ def to_table(kind: str, rows: Iterable[Mapping[str, Any]], *, where: str) -> pa.
     import pyarrow as pa
 
     rows = list(rows)
-    schema = arrow_schema(kind, tools=any(map(_has_tools, rows)))
+    contrast = any("contrast" in completion for row in rows for completion in row.get("completions") or ())
+    schema = arrow_schema(kind, tools=any(map(_has_tools, rows)), contrast=contrast)
     row_type = pa.struct(list(schema))
     checked = []
     for index, row in enumerate(rows):
@@ -68,6 +69,8 @@ def _conform(value: Any, kind: pa.DataType, where: str) -> Any:
             raise PrefloopError(f"must be an object, is {type(value).__name__}", where=where)
         if _is_message(kind):
             value = _filled(value)
+        elif "contrast" in (f.name for f in fields):
+            value = {"contrast": None, **value}
         _check_keys(value, [f.name for f in fields], where)
         return {f.name: _conform(value[f.name], f.type, f"{where}, {f.name}") for f in fields}
     if types.is_list(kind):
@@ -146,6 +149,9 @@ def read_rows(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
                         for column in conversations:
                             for message in row[column] or ():
                                 _thinned(message)
+                        for completion in row.get("completions") or ():
+                            if completion.get("contrast", ...) is None:
+                                del completion["contrast"]
                         for column in optional & row.keys():
                             if row[column] is None:
                                 del row[column]

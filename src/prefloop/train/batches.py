@@ -23,7 +23,7 @@ class Batch:
 
     Attributes:
         layout: its responses, those of one example together and in order.
-        counts: responses of each example.
+        counts: responses of each example; one that is scored behind two prompts counts twice, the plain one first.
         tokens: of the responses, each with its own prompt.
         operations: floating-point operations of a forward and backward pass that the layout needs, without padding.
         ids: of the examples; empty for a filler, which counts for nothing.
@@ -31,6 +31,7 @@ class Batch:
         reference: [R], float32; NaN where there is none, so that an objective which reads it stops at once.
         drift, drift_reference: the same prompts with other prompts' answers, from which an objective estimates how
             far the policy has moved from its reference; None where none does.
+        flags: bool, of all tokens of criticised answers, one behind the other; None where no frozen model found them.
     """
 
     layout: Layout
@@ -44,6 +45,7 @@ class Batch:
     reference: Tensor
     drift: Layout | None = None
     drift_reference: Tensor | None = None
+    flags: Tensor | None = None
 
 
 class StepData(Dataset[list[tuple[Micro, list[Example]]]]):
@@ -84,8 +86,8 @@ class Collator:
         layout = self._layout(examples, own)
         return Batch(
             layout=layout,
-            counts=tuple(len(e.responses[own]) for e in examples),
-            tokens=sum(len(e.prompt_ids) + len(r) for e in examples for r in e.responses[own]),
+            counts=tuple(len(e.responses[own]) * len(e.contexts) for e in examples),
+            tokens=sum(len(p) + len(r) for e in examples for p in e.contexts for r in e.responses[own]),
             operations=self._operations(examples, own, layout.kind),
             ids=() if filler else tuple(e.id for e in examples),
             weight=_column(0.0 if filler else e.weight for e in examples),
@@ -94,16 +96,17 @@ class Collator:
             reference=_reference(examples, own),
             drift=self._layout(examples, other) if self.drifting else None,
             drift_reference=_reference(examples, other) if self.drifting else None,
+            flags=_flags(examples),
         )
 
     def _operations(self, examples: Sequence[Example], which: slice, kind: Kind) -> float:
-        lengths = [(len(e.prompt_ids), [len(r) for r in e.responses[which]]) for e in examples]
+        lengths = [(len(p), [len(r) for r in e.responses[which]]) for e in examples for p in e.contexts]
         if kind == "concatenated":
             lengths = [(prompt, [response]) for prompt, responses in lengths for response in responses]
         return sum(flops.count([row], self.sharing.shape, kind, self.passes).total for row in lengths)
 
     def _layout(self, examples: Sequence[Example], which: slice) -> Layout:
-        return build([(e.prompt_ids, e.responses[which]) for e in examples], self.pad_id, self.sharing)
+        return build([(p, e.responses[which]) for e in examples for p in e.contexts], self.pad_id, self.sharing)
 
 
 def _column(values: object) -> Tensor:
@@ -112,3 +115,9 @@ def _column(values: object) -> Tensor:
 
 def _reference(examples: Sequence[Example], which: slice) -> Tensor:
     return _column(value for e in examples for value in (e.reference or (float("nan"),) * len(e.responses))[which])
+
+
+def _flags(examples: Sequence[Example]) -> Tensor | None:
+    if all(e.flags is None for e in examples):
+        return None
+    return torch.tensor([flag for e in examples for flag in e.flags or ()], dtype=torch.bool)

@@ -8,28 +8,31 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from prefloop.engine.tokens import PromptError, encode_call, encode_completion, encode_prompt
 from prefloop.errors import UsageError
-from prefloop.records import Message, PreferenceRow, RejectRow, canonical_json, content_id
+from prefloop.records import JudgmentRow, Message, PreferenceRow, RejectRow, canonical_json, content_id
+from prefloop.train.judged import JudgedPrompt
 
 STAGE = "train"
 LARGEST = 1e30
 """Of a weight, margin or score: float32 computes with it, and nobody means more."""
 
-Takes = Literal["pairs", "answers", "unpaired", "lists"]
-"""What an objective reads from preference rows.
+Takes = Literal["pairs", "answers", "unpaired", "lists", "judgments"]
+"""What an objective reads from preference rows, or from judgment rows.
 
 pairs: the chosen and the rejected answer (K = 2). answers: the chosen ones alone, each once (K = 1). unpaired: each
 answer on its own, with label 1 or 0, and behind it an answer to another prompt (K = 2), from which the objective
 estimates how far the policy has moved. lists: all answers to a prompt in the order of their scores (K >= 2).
+judgments: an answer (K = 1); where a judgment criticises it, behind the prompt with the judgment in it as well.
 """
 UNREAD: dict[Takes, dict[Literal["margin", "label"], float]] = {
     "pairs": {},
     "answers": {"margin": 0.0, "label": 1.0},
     "unpaired": {"label": 1.0},
     "lists": {"margin": 0.0, "label": 1.0},
+    "judgments": {},
 }
 """Columns of preference rows that mean nothing to such an objective, and the value that says nothing anyway."""
 
@@ -45,6 +48,8 @@ class Example:
         label: the probability that the first response is the better one (pairs), or whether it is a good one
             (unpaired); 1 where the row has none.
         reference: summed log-probabilities of the responses in nats under the frozen start, once computed.
+        judged_ids: the prompt with a judgment of the response in it; empty where there is none.
+        flags: which of the response's tokens a frozen model found the judgment to speak of, once computed.
     """
 
     id: str
@@ -54,11 +59,18 @@ class Example:
     margin: float = 0.0
     label: float = 1.0
     reference: tuple[float, ...] | None = None
+    judged_ids: tuple[int, ...] = ()
+    flags: tuple[bool, ...] | None = None
+
+    @property
+    def contexts(self) -> tuple[tuple[int, ...], ...]:
+        """The prompts behind which the responses are scored."""
+        return (self.prompt_ids, self.judged_ids) if self.judged_ids else (self.prompt_ids,)
 
     @property
     def tokens(self) -> int:
-        """Tokens of the responses, each with its own copy of the prompt."""
-        return sum(len(self.prompt_ids) + len(r) for r in self.responses)
+        """Tokens of the responses, each with its own copy of each prompt."""
+        return sum(len(prompt) + len(r) for prompt in self.contexts for r in self.responses)
 
 
 class Encoder:
@@ -68,17 +80,22 @@ class Encoder:
     Args:
         end_of_turn: the id that ends every answer.
         max_length: of the prompt with any one response, in tokens.
+        judged: how a judgment is put into a prompt, where judgments are taken.
     """
 
-    def __init__(self, tokenizer: Any, end_of_turn: int, max_length: int, takes: Takes) -> None:
+    def __init__(
+        self, tokenizer: Any, end_of_turn: int, max_length: int, takes: Takes, judged: JudgedPrompt | None = None
+    ) -> None:
         self.tokenizer, self.end_of_turn, self.max_length, self.takes = tokenizer, end_of_turn, max_length, takes
+        self.judged = judged
 
     @property
     def identity(self) -> list[Any]:
         """All that determines the ids of a row."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         vocabulary = sorted(self.tokenizer.get_vocab().items()) if backend is None else backend.to_str()
-        return [vocabulary, self.tokenizer.chat_template, self.end_of_turn, self.max_length, self.takes]
+        own = [vocabulary, self.tokenizer.chat_template, self.end_of_turn, self.max_length, self.takes]
+        return own if self.judged is None else [*own, self.judged.sha]
 
     def __call__(self, rows: Iterable[PreferenceRow]) -> Iterator[tuple[str, list[Example] | RejectRow]]:
         """Yields (prompt id, examples or reject) for each row, or for each prompt's rows where they make one list.
@@ -87,11 +104,18 @@ class Encoder:
             UsageError: a weight, margin or label is not finite; rows of one prompt that do not stand together, or
                 without scores, where lists are asked for.
         """
+        if self.takes != "judgments":
+            rows = map(_as_preference, rows)
         if self.takes == "lists":
             yield from self._lists(rows)
             return
         if self.takes == "unpaired":
             yield from self._unpaired(rows)
+            return
+        if self.takes == "judgments":
+            for row in rows:
+                found = self._judgment(cast(JudgmentRow, row))
+                yield row["prompt_id"], _reject(row, found) if isinstance(found, str) else [found]
             return
         seen: set[str] = set()
         for row in rows:
@@ -220,6 +244,38 @@ class Encoder:
             label=_probability(row["label"], row["id"]),
         )
 
+    def _judgment(self, row: JudgmentRow) -> Example | str:
+        """The row's answer behind its prompt and behind the judged one, or why they cannot be trained on."""
+        assert self.judged is not None
+        if "completion" not in row:
+            raise UsageError(
+                "the objective learns from written judgments, and these rows are preferences",
+                where=f"row {row['id']}",
+                fix="give judgments (docs/cut.md), or set train.objective to dpo, sft or kto",
+            )
+        roles = [m["role"] for m in row["completion"]]
+        if roles != ["assistant"]:
+            return f"the answer is to be one assistant turn, not {roles}; earlier turns belong to the prompt"
+        try:
+            prompt_ids = encode_prompt(self.tokenizer, row["prompt"])
+            response = self._response(row["prompt"], row["completion"][0], row["finish"])
+            judged_ids: list[int] = []
+            if row["judgment"] is not None:
+                judged_ids = encode_prompt(self.tokenizer, self.judged(row["prompt"], row["judgment"]))
+        except UsageError as error:
+            return error.what
+        if not response:
+            return "the answer is empty and was cut off"
+        if max(len(prompt_ids), len(judged_ids)) + len(response) > self.max_length:
+            return f"more tokens than max_length {self.max_length}"
+        return Example(
+            id=row["id"],
+            prompt_ids=tuple(prompt_ids),
+            responses=(response,),
+            weight=_number(row["weight"], 1.0, row["id"], "weight"),
+            judged_ids=tuple(judged_ids),
+        )
+
     def _response(self, prompt: Sequence[Message], answer: Message, finish: str | None) -> tuple[int, ...]:
         # An end of turn behind an answer that was cut off would teach to stop in mid-sentence.
         end = None if finish == "length" else self.end_of_turn
@@ -233,7 +289,34 @@ def _answers(row: PreferenceRow) -> tuple[tuple[str, list[Message] | None], ...]
     return ("chosen", row["chosen"]), ("rejected", row["rejected"])
 
 
-def _reject(row: PreferenceRow, reason: str) -> RejectRow:
+def _as_preference(row: PreferenceRow) -> PreferenceRow:
+    """A judgment row as a good or a bad answer that stands alone; a preference row as it is."""
+    if "completion" not in row:
+        return row
+    judged = cast(JudgmentRow, row)
+    fine = judged["judgment"] is None
+    return {
+        "id": judged["id"],
+        "prompt_id": judged["prompt_id"],
+        "prompt": judged["prompt"],
+        "chosen": judged["completion"] if fine else None,
+        "rejected": None if fine else judged["completion"],
+        "score_chosen": None,
+        "score_rejected": None,
+        "weight": judged["weight"],
+        "margin": None,
+        "label": None,
+        "source": judged["source"],
+        "strategy": "judgment",
+        "chosen_id": judged["completion_id"] if fine else "",
+        "rejected_id": "" if fine else judged["completion_id"],
+        "chosen_finish": judged["finish"] if fine else None,
+        "rejected_finish": None if fine else judged["finish"],
+        "evidence": judged["evidence"],
+    }
+
+
+def _reject(row: PreferenceRow | JudgmentRow, reason: str) -> RejectRow:
     return {"id": row["id"], "stage": STAGE, "reason": reason, "attempts": 1, "row": canonical_json(row)}
 
 

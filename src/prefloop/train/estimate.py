@@ -105,9 +105,12 @@ def estimate(model: ModelSection, section: TrainSection, rows: Sequence[Row] | N
     objective = OBJECTIVES[section.objective.type]
     assumed = rows is None
     if rows is None:
-        responses = {"pairs": 2, "answers": 1, "unpaired": 2, "lists": 4}[objective.takes]
         half = section.max_length // 2
-        rows = [(section.max_length - half, (half,) * responses)]
+        if objective.takes == "judgments":  # behind another prompt the second time
+            rows = [(section.max_length - half, (half, section.max_length))]
+        else:
+            responses = {"pairs": 2, "answers": 1, "unpaired": 2, "lists": 4}[objective.takes]
+            rows = [(section.max_length - half, (half,) * responses)]
     cut = Cut(section.micro_batch_size or section.batch_size, section.micro_batch_tokens, ranks)
     micro = _largest(rows, section.batch_size, cut)
     # The second response of such an example is another prompt's: it is scored, once more in each step, not trained on.

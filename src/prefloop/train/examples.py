@@ -6,6 +6,7 @@ tokenises nothing again; and a training of a million rows needs the memory of it
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,7 +26,7 @@ from prefloop.store.fingerprint import digest
 from prefloop.store.rows import to_table
 from prefloop.train.encode import UNREAD, Encoder, Example
 
-VERSION = 5
+VERSION = 6
 """Goes into the file's name: raise it when the same rows and tokenizer would give other examples."""
 
 PREFIX, REJECTS = "examples-", "rejects.parquet"
@@ -34,11 +35,13 @@ _SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("prompt_ids", pa.list_(pa.int32())),
+        ("judged_ids", pa.list_(pa.int32())),
         ("responses", pa.list_(pa.list_(pa.int32()))),
         ("weight", pa.float64()),
         ("margin", pa.float64()),
         ("label", pa.float64()),
         ("tokens", pa.int64()),
+        ("judged", pa.bool_()),
         ("held", pa.bool_()),
     ]
 )
@@ -71,25 +74,38 @@ class Examples(Sequence[Example]):
 
     Attributes:
         tokens: [examples], int64; `Example.tokens` of each.
+        judged: [examples], bool; whether a judgment criticises the answer.
         weights: [examples], float64, as the rows have them.
         weight_scale: what they are multiplied by.
         margins, margin_scale: the same of the margins; 0 where a row has none.
         reference: the summed log-probabilities of each example's responses, one behind the other, once computed.
         starts: [examples + 1], where each example's responses begin in `reference`.
+        flags: the flags of each example's tokens, one behind the other, once found by a frozen model.
+        flag_starts: [examples + 1], where each example's begin in `flags`.
     """
 
     def __init__(self, path: Path, table: pa.Table, indices: np.ndarray[Any, Any]) -> None:
         self.path, self._indices = path, indices
-        columns = (table[name].to_numpy()[indices] for name in ("tokens", "weight", "margin"))
-        self.tokens, self.weights, self.margins = columns
+        columns = (table[name].to_numpy()[indices] for name in ("tokens", "judged", "weight", "margin"))
+        self.tokens, self.judged, self.weights, self.margins = columns
         self.weight_scale = self.margin_scale = 1.0
         self.reference: np.ndarray[Any, Any] | None = None
         self.starts = np.zeros(1, dtype=np.int64)
+        self.flags: np.ndarray[Any, Any] | None = None
+        self.flag_starts = np.zeros(1, dtype=np.int64)
         self._reader: Any = None
         self._chunks: dict[int, _Chunk] = {}
 
     def __len__(self) -> int:
         return len(self._indices)
+
+    def only(self, places: np.ndarray[Any, Any]) -> Examples:
+        """Some of these, in that order; before anything was computed of them."""
+        fewer = copy.copy(self)
+        fewer._indices, fewer._chunks = self._indices[places], {}
+        for name in ("tokens", "judged", "weights", "margins"):
+            setattr(fewer, name, getattr(self, name)[places])
+        return fewer
 
     def __getitem__(self, index: Any) -> Any:
         place = int(self._indices[index])
@@ -98,6 +114,9 @@ class Examples(Sequence[Example]):
             example = replace(example, weight=example.weight * self.weight_scale)
         if self.margin_scale != 1.0:
             example = replace(example, margin=example.margin * self.margin_scale)
+        if self.flags is not None:
+            found = self.flags[self.flag_starts[index] : self.flag_starts[index + 1]]
+            example = replace(example, flags=tuple(found.tolist()))
         if self.reference is None:
             return example
         own = self.reference[self.starts[index] : self.starts[index + 1]]
@@ -120,9 +139,10 @@ class _Chunk:
     def __init__(self, batch: pa.RecordBatch) -> None:
         self._ids = batch["id"]
         self._weight, self._margin, self._label = (batch[n].to_numpy() for n in ("weight", "margin", "label"))
-        self._prompts, self._responses = batch["prompt_ids"], batch["responses"]
+        self._prompts, self._judged, self._responses = (batch[n] for n in ("prompt_ids", "judged_ids", "responses"))
         inner = self._responses.values
         self._prompt_starts, self._prompt_ids = self._prompts.offsets.to_numpy(), self._prompts.values.to_numpy()
+        self._judged_starts, self._judged_ids = self._judged.offsets.to_numpy(), self._judged.values.to_numpy()
         self._response_starts = self._responses.offsets.to_numpy()
         self._inner_starts, self._response_ids = inner.offsets.to_numpy(), inner.values.to_numpy()
 
@@ -136,6 +156,7 @@ class _Chunk:
             weight=float(self._weight[i]),
             margin=float(self._margin[i]),
             label=float(self._label[i]),
+            judged_ids=tuple(self._judged_ids[slice(*self._judged_starts[i : i + 2])].tolist()),
         )
 
 
@@ -158,7 +179,7 @@ def prepare(source: Source, encoder: Encoder, out: Path) -> tuple[Examples, Exam
     if not facts_path.exists():
         atomic.write_json(facts_path, _write(source, encoder, path, out / REJECTS))
     with pa.memory_map(str(path)) as mapped:
-        table = pa.ipc.open_file(mapped).read_all().select(["tokens", "weight", "margin", "held"])
+        table = pa.ipc.open_file(mapped).read_all().select(["tokens", "judged", "weight", "margin", "held"])
         held = table["held"].to_numpy()
         trained, validation = (Examples(path, table, np.flatnonzero(part)) for part in (~held, held))
     return trained, validation, atomic.read_json(facts_path)
@@ -188,8 +209,8 @@ def _write(source: Source, encoder: Encoder, path: Path, rejects_path: Path) -> 
             nonlocal read, without_margin
             for row in source.rows():
                 read += 1
-                without_margin += row["margin"] is None
-                unread.update(c for c, plain in UNREAD[encoder.takes].items() if row[c] not in (None, plain))
+                without_margin += row.get("margin") is None
+                unread.update(c for c, plain in UNREAD[encoder.takes].items() if row.get(c) not in (None, plain))
                 yield row
 
         for prompt, found in encoder(looked_at()):
@@ -200,8 +221,9 @@ def _write(source: Source, encoder: Encoder, path: Path, rejects_path: Path) -> 
             for example in found:
                 responses += len(example.responses)
                 cut_off += sum(response[-1] != encoder.end_of_turn for response in example.responses)
-                row = {**vars(example), "tokens": example.tokens, "held": prompt in source.held}
-                del row["reference"]
+                row = {**vars(example), "tokens": example.tokens, "judged": bool(example.judged_ids)}
+                row["held"] = prompt in source.held
+                del row["reference"], row["flags"]
                 content.update(canonical_json(row).encode("utf-8", "surrogatepass"))
                 rows.append(row)
                 flush(_CHUNK)

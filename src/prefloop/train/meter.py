@@ -57,7 +57,8 @@ class Meter:
 
     def _reset(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._rows, self._seconds = 0, 0.0
+        self._counts: dict[str, Tensor] = {}
+        self._seconds = 0.0
         self._tokens, self._filled, self._places, self._operations = 0, 0, 0, 0.0
 
     def begin_step(self, now: float) -> None:
@@ -70,21 +71,22 @@ class Meter:
         self._seconds += now - self._started
 
     def add(self, batch: Batch, metrics: Mapping[str, Tensor]) -> None:
-        """Count one micro-batch, unless it is a filler. metrics: name -> [n], without gradient."""
+        """Count one micro-batch, unless it is a filler. metrics: name -> [n], without gradient; NaN: has none."""
         if not batch.ids:
             return
         self.step_ids.extend(batch.ids)
-        self._rows += len(batch.ids)
         self._tokens += batch.tokens
         self._filled += int(batch.layout.attention_mask_BT.sum())
         self._places += batch.layout.attention_mask_BT.numel()
         self._operations += batch.operations
         for name, values_n in metrics.items():
-            total = values_n.sum(dtype=torch.float64 if values_n.device.type != "mps" else None)
+            total = values_n.nansum(dtype=torch.float64 if values_n.device.type != "mps" else None)
+            count = (~values_n.isnan()).sum()
             self._sums[name] = self._sums[name] + total if name in self._sums else total
+            self._counts[name] = self._counts[name] + count if name in self._counts else count
 
     def flush(self, accelerator: Accelerator | None = None) -> dict[str, float]:
-        """Averages since the last flush, over all processes.
+        """Averages since the last flush, over all processes; a metric that no example has is left out.
 
         Besides the metrics: `padding`, the share of computed places that hold no token; and where steps were timed
         `tokens_per_second` of all processes together (a prompt counts with each of its responses, whether or not the
@@ -92,18 +94,19 @@ class Meter:
         model's own operations make (padding and recomputation earn nothing).
         """
         names = list(self._sums)
-        totals = [float(self._sums[name]) for name in names]
-        counts = [self._rows, self._tokens, self._filled, self._places, self._operations, self._seconds]
+        totals = [(float(self._sums[name]), int(self._counts[name])) for name in names]
+        counts = [self._tokens, self._filled, self._places, self._operations, self._seconds]
         ranks = 1
         if accelerator is not None and accelerator.num_processes > 1:
             # A process may have met fillers only, and so no name at all.
             gathered = _gather([dict(zip(names, totals, strict=True)), counts])
             ranks = len(gathered)
             names = list(dict.fromkeys(name for sums, _ in gathered for name in sums))
-            totals = [sum(sums.get(name, 0.0) for sums, _ in gathered) for name in names]
+            found = [[sums.get(name, (0.0, 0)) for sums, _ in gathered] for name in names]
+            totals = [(sum(total for total, _ in own), sum(count for _, count in own)) for own in found]
             counts = [sum(column) for column in zip(*(c for _, c in gathered), strict=True)]
-        rows, tokens, filled, places, operations, seconds = counts
-        averages = {name: total / rows for name, total in zip(names, totals, strict=True)}
+        tokens, filled, places, operations, seconds = counts
+        averages = {name: total / count for name, (total, count) in zip(names, totals, strict=True) if count}
         if places:
             averages["padding"] = 1 - filled / places
         if seconds > 0:
@@ -114,7 +117,7 @@ class Meter:
         return averages
 
 
-def _gather(value: list[object]) -> list[tuple[dict[str, float], list[float]]]:
+def _gather(value: list[object]) -> list[tuple[dict[str, tuple[float, int]], list[float]]]:
     from accelerate.utils import gather_object
 
     return list(gather_object([tuple(value)]))

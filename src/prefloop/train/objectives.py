@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefloop.train import losses
+from prefloop.train import contrast, losses
 from prefloop.train.encode import Takes
 
 
@@ -29,6 +29,7 @@ class Scored:
         weight, margin, label: [n], the rows' columns; 1, 0 and 1 where a row has none.
         drift: the mean log-ratio of the whole step's answers to other prompts, at least 0; see `Objective.drifts`.
         shift: the mean of `Objective.shifts` over all examples of the steps before.
+        by_token: what `policy` is summed from; only for an objective that asks for it.
     """
 
     policy: Tensor
@@ -40,6 +41,7 @@ class Scored:
     label: Tensor
     drift: float = 0.0
     shift: float = 0.0
+    by_token: contrast.Tokens | None = None
 
     def at_start(self) -> Scored:
         """The same examples as a policy that equals its reference sees them: all log-ratios are 0."""
@@ -72,10 +74,11 @@ class Objective:
         takes: what it reads from preference rows.
         needs_reference: whether reference log-probabilities must be computed.
         losses: (scored, the recipe's objective section) -> the unweighted loss of each example, [n].
-        metrics: name -> [n], without gradient; the trainer averages them over examples.
+        metrics: name -> [n], without gradient; the trainer averages them over examples, without those that are NaN.
         drifts: whether the loss is measured from `Scored.drift`, which takes one more forward pass per step.
         shifts: (scored, section) -> what `Scored.shift` is the running mean of, [n]; None where a loss has no shift.
         per_token: the step's loss is divided by its scored tokens and not by its examples.
+        by_token: whether it needs `Scored.by_token`.
     """
 
     takes: Takes
@@ -85,6 +88,7 @@ class Objective:
     drifts: bool = False
     shifts: Callable[[Scored, Any], Tensor] | None = None
     per_token: Callable[[Any], bool] = field(default=lambda section: False)
+    by_token: bool = False
 
 
 def _anchored(loss: Callable[..., Tensor], scored: Scored, section: Any, **settings: Any) -> Tensor:
@@ -302,6 +306,16 @@ def _list_rewards(scored: Scored, section: Any) -> Metrics:
     }
 
 
+def _cut(scored: Scored, section: Any) -> Tensor:
+    assert scored.by_token is not None
+    return contrast.contrast(scored.by_token, section)
+
+
+def _cut_metrics(scored: Scored, section: Any) -> Metrics:
+    assert scored.by_token is not None
+    return contrast.metrics(scored.by_token, section)
+
+
 EXO_SMOOTHING = 1e-3
 """EXO's target distribution must leave something to the rejected answer; its authors' value."""
 
@@ -339,5 +353,6 @@ OBJECTIVES: dict[str, Objective] = {
         metrics=_sft_metrics,
         per_token=lambda section: section.average == "tokens",
     ),
+    "cut": Objective("judgments", needs_reference=False, losses=_cut, metrics=_cut_metrics, by_token=True),
 }
 """Name in a recipe's `train.objective.type` -> objective."""

@@ -9,6 +9,7 @@ returns what `trained.json` says.
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -33,8 +34,10 @@ from prefloop.store.fingerprint import digest, model_digest
 from prefloop.train import adapters, checkpoints
 from prefloop.train.batches import Collator
 from prefloop.train.check import check_trainable, in_group, is_sharded, refuse_quantised
+from prefloop.train.detector import find_flags
 from prefloop.train.encode import Encoder
 from prefloop.train.examples import REJECTS, Examples, Source, prepare
+from prefloop.train.judged import judged_prompt
 from prefloop.train.launch import launch, shares_weights
 from prefloop.train.meter import SPEEDS, Meter, matmul_peak
 from prefloop.train.objectives import OBJECTIVES
@@ -95,7 +98,7 @@ def train(
     objective = OBJECTIVES[section.objective.type]
     tokenizer = load_tokenizer(model)
     end_of_turn = end_of_turn_ids(tokenizer, _generation_config(model))[0]
-    encoder = Encoder(tokenizer, end_of_turn, section.max_length, objective.takes)
+    encoder = Encoder(tokenizer, end_of_turn, section.max_length, objective.takes, judged_prompt(section.objective))
     if section.launch is not None and in_group()[0] is None:
         assert cache is not None
         out.mkdir(parents=True, exist_ok=True)
@@ -129,6 +132,7 @@ def train(
             fix="raise train.max_length, or look at the rejected rows",
         )
 
+    examples, left_out = _downsample(examples, section.objective, seed)
     look_at_rows(facts["cut_off"], facts["responses"], facts["unread"])
     _weigh(examples, validation, section)
     _measure_margins(examples, validation, section.objective, facts["without_margin"])
@@ -181,6 +185,22 @@ def train(
             frozen.compute(policy, ranks, on_reference)
         del frozen  # it knows every response by its key: some hundred bytes that training does not need
 
+    if getattr(section.objective, "detector", None) == "start":
+        if is_sharded():
+            raise UsageError(
+                "flags by the model at the start need it whole, and here its weights are shared out over processes",
+                where="train.objective.detector",
+                fix="set it to policy, or launch without sharing (ddp)",
+            )
+        find_flags(
+            [examples, validation],
+            policy,
+            threshold=section.objective.threshold,  # type: ignore[union-attr]
+            precision=precision,
+            tokens=section.micro_batch_tokens or cut.rows * int(examples.tokens.max()),
+            pad_id=pad_id,
+            sharing=sharing,
+        )
     transformers.set_seed(seed)
     if section.lora is not None:
         policy = adapters.add_lora(policy, section.lora)
@@ -227,6 +247,7 @@ def train(
         rhythm=rhythm,
         shift=shift,
         check_start=checkpoint is None and held_to is None,
+        apart=section.lora is not None and section.lora.dropout > 0,
         on_log=log,
         at_begin=at_begin,
     )
@@ -249,6 +270,7 @@ def train(
         "validation_pairs": len(validation),
         "rows": facts["rows"],
         "rejected": facts["rejected"],
+        **({"left_out": left_out} if left_out else {}),
         "steps": plan.total,
         "steps_per_epoch": plan.epoch,
         "parameters": adapters.count_parameters(policy),
@@ -402,6 +424,26 @@ def _weigh(examples: Examples, validation: Examples, section: TrainSection) -> N
             len(weights),
             "; scaled to mean 1" if section.scale_weights else "",
         )
+
+
+def _downsample(examples: Examples, objective: Any, seed: int) -> tuple[Examples, int]:
+    """At most so many satisfactory examples for each criticised one as asked, in their order; and how many are left
+    out."""
+    share = getattr(objective, "downsample", None)
+    fine, criticised = np.flatnonzero(~examples.judged), int(examples.judged.sum())
+    keep = len(fine) if share is None else int(share * criticised)
+    if keep >= len(fine):
+        return examples, 0
+    kept = random.Random(f"downsample {seed}").sample(fine.tolist(), keep)
+    if not criticised + keep:
+        raise UsageError(
+            f"all {len(fine):,} answers are satisfactory, so downsampling leaves none",
+            where="train.objective.downsample",
+            fix="take it out, or give criticised answers",
+        )
+    logger.info("%d of %d satisfactory answers kept beside %d criticised ones", keep, len(fine), criticised)
+    places = np.sort([*np.flatnonzero(examples.judged).tolist(), *kept])
+    return examples.only(places), len(fine) - keep
 
 
 def _measure_margins(examples: Examples, validation: Examples, objective: Any, without: int) -> None:

@@ -12,6 +12,7 @@ micro-batch, R responses.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -31,6 +32,7 @@ from prefloop.engine.logprob import response_lengths, sequence_logprobs, token_l
 from prefloop.errors import PrefloopError
 from prefloop.train import adapters, losses
 from prefloop.train.batches import Batch, Collator, StepData
+from prefloop.train.contrast import Tokens, Totals
 from prefloop.train.examples import Examples
 from prefloop.train.meter import Meter
 from prefloop.train.objectives import OBJECTIVES, Scored
@@ -57,6 +59,7 @@ class PreferenceTrainer(transformers.Trainer):  # type: ignore[misc]
         at_begin: called with the wrapped model before anything else is done with it.
         shift: of a fresh training, or of the checkpoint that it goes on from.
         check_start: the model equals its reference now, so the first loss must be what the formula says.
+        apart: what an objective only looks at is computed in a pass of its own while training: dropout is on.
         on_log: called with each record, on the first process. `kind` is "train" or "validation", `step` the optimiser
             steps done. After a resume the steps behind the checkpoint come again, with the same values but for the
             speed: of two records with equal kind and step the later one holds.
@@ -81,6 +84,7 @@ class PreferenceTrainer(transformers.Trainer):  # type: ignore[misc]
         rhythm: Rhythm,
         shift: RewardShift,
         check_start: bool,
+        apart: bool,
         on_log: Callable[[Record], None],
         at_begin: Callable[[nn.Module], None] | None = None,
     ) -> None:
@@ -100,11 +104,14 @@ class PreferenceTrainer(transformers.Trainer):  # type: ignore[misc]
         self._section, self._objective = objective, OBJECTIVES[objective.type]
         self._precision, self._sampler, self._meter = precision, sampler, meter
         self._shift, self._check_start, self._on_log = shift, check_start, on_log
+        self._apart, self._totals = apart, Totals(0, 0, 0)
 
     def score(self, model: nn.Module, batch: Batch, drift: float = 0.0) -> Scored:
         """Forward pass of a micro-batch: the summed log-probability of every response."""
         device = self._precision.device
-        policy_R, tokens_R = self._sums(model, batch.layout)
+        layout = batch.layout.to(device)
+        policy_N = self._logps(model, layout)
+        policy_R, tokens_R = sequence_logprobs(policy_N, layout), response_lengths(layout)
         return Scored(
             policy=policy_R,
             reference=batch.reference.to(device),
@@ -115,13 +122,35 @@ class PreferenceTrainer(transformers.Trainer):  # type: ignore[misc]
             label=batch.label.to(device),
             drift=drift,
             shift=self._shift.mean,
+            by_token=self._by_token(model, batch, layout, policy_N) if self._objective.by_token else None,
         )
+
+    def _by_token(self, model: nn.Module, batch: Batch, layout: Layout, policy_N: Tensor) -> Tokens:
+        """The tokens behind `Scored`; what flags them is computed without dropout, on every process alike."""
+        detector_N = None
+        if self._apart and model.training and self._section.detector == "policy":
+            model.eval()
+            with torch.no_grad():
+                detector_N = self._logps(model, layout)
+            model.train()
+        return Tokens(
+            policy=policy_N,
+            response=layout.response_N,
+            counts=batch.counts,
+            totals=self._totals,
+            detector=detector_N,
+            flags=None if batch.flags is None else batch.flags.to(policy_N.device),
+        )
+
+    def _logps(self, model: nn.Module, layout: Layout) -> Tensor:
+        """Log-probabilities of the layout's scored tokens, [N]."""
+        with self._precision.autocast():
+            return token_logprobs(model, layout)
 
     def _sums(self, model: nn.Module, layout: Layout) -> tuple[Tensor, Tensor]:
         """Summed log-probabilities and scored tokens, both [R]."""
         layout = layout.to(self._precision.device)
-        with self._precision.autocast():
-            return sequence_logprobs(token_logprobs(model, layout), layout), response_lengths(layout)
+        return sequence_logprobs(self._logps(model, layout), layout), response_lengths(layout)
 
     def training_step(
         self, model: nn.Module, inputs: list[Batch], num_items_in_batch: int | Tensor | None = None
@@ -194,8 +223,22 @@ class PreferenceTrainer(transformers.Trainer):  # type: ignore[misc]
     ) -> tuple[list[list[Batch]], int]:
         """The next optimiser step, and by what its loss is to be divided."""
         steps = list(islice(epoch_iterator, num_batches))
+        self._totals = self._step_totals([batch for step in steps for batch in step])
         own = sum(self._items(batch) for step in steps for batch in step)
         return steps, int(self.accelerator.reduce(torch.tensor(own, device=self._precision.device), "sum"))
+
+    def _step_totals(self, step: Sequence[Batch]) -> Totals:
+        """What an objective that looks at tokens divides by; of all processes' micro-batches, fillers left out."""
+        own = torch.zeros(3, device=self._precision.device)
+        if not self._objective.by_token:
+            return Totals(0, 0, 0)
+        for batch in step:
+            lengths = torch.bincount(batch.layout.response_N, minlength=batch.layout.responses).tolist()
+            first = 0
+            for count in batch.counts if batch.ids else ():
+                own += torch.tensor([1, lengths[first], lengths[first] * (count > 1)], device=own.device)
+                first += count
+        return Totals(*self.accelerator.reduce(own, "sum").tolist())
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The sampler's steps, read in this process: the order must not depend on workers or global state."""
@@ -225,11 +268,14 @@ class PreferenceTrainer(transformers.Trainer):  # type: ignore[misc]
         model.eval()
         meter = Meter()
         for step in self.get_eval_dataloader(eval_dataset):
+            self._totals = self._step_totals(step)
             drift = self._drift(model, step)
             for batch in step:
                 scored = self.score(model, batch, drift)
                 losses_n = self._objective.losses(scored, self._section)
-                shown = {"loss": scored.weight * losses_n, **self._objective.metrics(scored, self._section)}
+                # The meter leaves NaN out, for metrics that an example has not; a loss that is NaN is not to vanish.
+                loss_n = torch.nan_to_num(scored.weight * losses_n, nan=math.inf, posinf=math.inf)
+                shown = {"loss": loss_n, **self._objective.metrics(scored, self._section)}
                 if self._objective.per_token(self._section):
                     shown["tokens"] = scored.tokens
                 meter.add(batch, shown)

@@ -12,8 +12,8 @@ from itertools import combinations
 
 from prefloop.backends.base import Result
 from prefloop.records import CandidatesRow, content_id
+from prefloop.signals import bias
 from prefloop.signals.base import Call
-from prefloop.signals.judge import bias
 from prefloop.signals.judge.ask import Asking, Counts, Question
 from prefloop.signals.judge.verdicts import Ranks, Ratings, Verdict, rating, seats
 

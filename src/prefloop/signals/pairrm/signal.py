@@ -10,7 +10,7 @@ from typing import Any, Literal
 from prefloop.backends.base import Logits, PairScoreRequest, Result
 from prefloop.records import CandidatesRow
 from prefloop.signals.base import Call, Rating
-from prefloop.signals.judge.bias import (
+from prefloop.signals.bias import (
     FEW_CASES,
     HIGH_LONGER_WINS,
     LOW_CONSISTENCY,
@@ -45,7 +45,7 @@ class PairRmSignal:
 
         The source is the bare text of a single user turn, else a transcript with roles. A row of equal answers makes
         no call; its answers tie. Counts: those of seats, orders and outcomes of a judge that reads pairs
-        (`judge.bias`); verdicts (calls) and nulls (those without an answer); texts and truncated (segments read, and
+        (`signals.bias`); verdicts (calls) and nulls (those without an answer); texts and truncated (segments read, and
         those cut).
         """
         texts = [completion["text"] for completion in row["completions"]]

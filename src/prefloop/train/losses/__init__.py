@@ -14,10 +14,10 @@ end. docs/losses.md says which published method is which function with which set
 
 from prefloop.train.losses.anchored import apo_down, apo_zero, bco, nca, sppo
 from prefloop.train.losses.columns import reduce, scale_margin
-from prefloop.train.losses.cut import cut, flags
 from prefloop.train.losses.gap import DPO_KINDS, NEEDS_LENGTHS, discopop, dpo, exo
 from prefloop.train.losses.listwise import plackett_luce
 from prefloop.train.losses.reference_free import cpo, orpo, sft, simpo
+from prefloop.train.losses.unlikelihood import cut, flags
 from prefloop.train.losses.unpaired import kto
 
 __all__ = [

@@ -29,9 +29,10 @@ def cut(
         flagged:  log p_judged - log p_plain > log(threshold)
         term:     -log p_plain, or where flagged  -unlike_weight p_judged^gamma log(1 - p_plain)
 
-    Xu et al. 2024 (CUT, arXiv 2312.14591), eq. 6; their code is gamma = 0, the paper's factor is gamma > 0. Neither the
-    flags nor that factor carry a gradient, so none flows through `judged`. The slope with respect to a flagged token's
-    log-probability is unlike_weight p_plain / (1 - p_plain), below unlike_weight / (threshold - 1) for threshold > 1.
+    Xu et al. 2024 (CUT, arXiv 2312.14591), eq. 6; their code is gamma = 0, the paper's factor is gamma > 0. Neither
+    the flags nor that factor carry a gradient, so none flows through `judged`. The slope with respect to a flagged
+    token's log-probability is unlike_weight p_plain / (1 - p_plain): for a threshold t > 1 at most
+    unlike_weight / (t - 1).
 
     Args:
         judged, plain: [N], log-probabilities in nats of the same tokens with the judgment in the prompt and without.

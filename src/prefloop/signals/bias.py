@@ -1,7 +1,7 @@
-"""A judge's habits: what its verdicts depend on besides the answers. Counted row by row, told at the end.
+"""Habits of whoever compares answers: what verdicts depend on besides them. Counted row by row, told at the end.
 
-Counts add up over rows; rates, warnings and refusals are made from their sums. Only the rank
-correlation with length needs the rows themselves.
+Counts add up over rows; rates are made from their sums. Only the rank correlation with length needs the rows
+themselves.
 """
 
 from __future__ import annotations
@@ -11,16 +11,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 
-from prefloop.errors import PrefloopError
 from prefloop.records import ScoredRow
-
-# Before the end of a stage: the share of null verdicts, and over how many, that no later part will make good.
-EARLY_NULLS, EARLY_VERDICTS = 0.5, 100
 
 # When a rate is warned of, and over how many cases; below them a rate says little.
 LOW_CONSISTENCY = 0.6  # tossed coins agree in half of the pairs
 HIGH_LONGER_WINS = 0.8
-LOW_LABEL_MASS = 0.05
 FEW_CASES = 20
 
 _LIST_ITEM = re.compile(r"^ {0,3}(?:[-*+•]|\d{1,3}[.)])\s+\S", re.MULTILINE)
@@ -127,98 +122,3 @@ def length_correlation(rows: Iterable[ScoredRow]) -> float | None:
     from scipy.stats import spearmanr
 
     return float(spearmanr(lengths, scores).statistic)
-
-
-def check_nulls(counts: Mapping[str, float], max_null_share: float, *, final: bool) -> None:
-    """Stop when too many verdicts are null.
-
-    Args:
-        counts: summed over the rows so far.
-        max_null_share: the limit at the end, 0..1.
-        final: whether these are all rows. Before that the first rows may be unlike the rest, and only half of a
-            hundred verdicts (or more than the limit, where that is higher) are a reason to stop.
-
-    Raises:
-        PrefloopError: more than the limit are null.
-    """
-    nulls, verdicts = counts.get("nulls", 0), counts.get("verdicts", 0)
-    limit = max_null_share if final else max(max_null_share, EARLY_NULLS)
-    if nulls > limit * verdicts and (final or verdicts >= EARLY_VERDICTS):
-        found = rates(counts)
-        mass = f"; mean label mass {found['label_mass']:.3f}" if "label_mass" in found else ""
-        unparsed = f"; {counts['unparsed']:.0f} replies held no verdict" if counts.get("unparsed") else ""
-        raise PrefloopError(
-            f"the judge gave no verdict in {nulls:.0f} of {verdicts:.0f} calls (at most {max_null_share:.0%} may be "
-            f"null{mass}{unparsed})",
-            where="judge",
-            fix="shorten prompts that exceed the judge's context, use a judge that follows the template, ask for its "
-            "verdicts in another form (verdict=text), or set min_label_mass or max_null_share",
-        )
-
-
-def check_noise(counts: Mapping[str, float], *, force: bool) -> None:
-    """Refuse to train on scores that are noise or length.
-
-    Args:
-        counts: summed over all rows.
-        force: go on all the same; it is warned of then (`warning`).
-
-    Raises:
-        PrefloopError: the orders agree too seldom, or the longer answer wins too often, over enough cases.
-    """
-    if (said := _noise(counts)) and not force:
-        raise PrefloopError(
-            "; ".join(said),
-            where="judge",
-            fix="take a stronger judge, a clearer template or rubric, or pairs of answers of similar length; to train "
-            "on these scores all the same, set rate.force=true (what was judged is kept)",
-        )
-
-
-def _noise(counts: Mapping[str, float]) -> list[str]:
-    found = rates(counts)
-    decided = counts.get("pairs", 0) - counts.get("null_pairs", 0) - counts.get("undecided_pairs", 0)
-    said = []
-    if decided >= FEW_CASES and found["consistency"] < LOW_CONSISTENCY:
-        said.append(
-            f"the judge decides only {found['consistency']:.0%} of the pairs alike in both orders: its verdicts are "
-            "mostly noise (tossed coins reach 50 %)"
-        )
-    if counts.get("longer_decided", 0) >= FEW_CASES and found["longer_wins"] > HIGH_LONGER_WINS:
-        said.append(
-            f"the longer answer wins {found['longer_wins']:.0%} of the judge's decided pairs: it reads length, and "
-            "the rest is noise"
-        )
-    return said
-
-
-def warning(counts: Mapping[str, float]) -> str | None:
-    """What makes a judge's verdicts doubtful, from its summed counts; None when nothing does."""
-    found = rates(counts)
-    said = _noise(counts)
-    if said:
-        said[-1] += "; take a stronger judge, a clearer template or rubric, or set pair.max_length_ratio"
-    if found.get("label_mass", 1.0) < LOW_LABEL_MASS:
-        said.append(
-            f"the judge gives all labels together a mean probability of {found['label_mass']:.3f}: it wanted to say "
-            "something else; take a judge that follows the template, or set min_label_mass"
-        )
-    if counts.get("unreferenced"):
-        said.append(
-            f"{counts['unreferenced']:.0f} of {counts['unreferenced'] + counts['referenced']:.0f} prompts have no "
-            "reference answer, and the judge read their answers without one; prompts must be written as in the run's"
-        )
-    if (short := _short_of_room(counts)) is not None:
-        said.append(short)
-    return "; ".join(said) or None
-
-
-def _short_of_room(counts: Mapping[str, float]) -> str | None:
-    """What to tell a person about verdicts for which the judge's context was too short; None when there are none."""
-    shortened, brief, verdicts = (counts.get(name, 0) for name in ("shortened", "brief", "verdicts"))
-    if not shortened and not brief:
-        return None
-    return (
-        f"the judge's context is short: of {verdicts:.0f} verdicts {shortened:.0f} were on answers cut at the end and "
-        f"{brief:.0f} by the brief form of its prompt; a judge with more positions reads them whole"
-    )
