@@ -51,6 +51,8 @@ def _type(field: dict[str, Any]) -> str:
     if options:
         return " or ".join(_type(option) for option in options)
     if field.get("type") == "array":
+        if "prefixItems" in field:
+            return f"[{', '.join(map(_type, field['prefixItems']))}]"
         return f"list of {_type(field['items'])}"
     if field.get("type") == "object":
         return "mapping"

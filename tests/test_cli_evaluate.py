@@ -93,17 +93,16 @@ def test_alpaca_eval_with_the_signal_of_a_recipe(tmp_path, monkeypatch):
     assert "length_controlled_minimal" in found["not_measured"]
 
 
-def test_alpaca_eval_of_a_run(tmp_path):
-    from prefloop.config import load_recipe
-
+def scored(second):
+    """Six comparisons of "one" with another answer, which wins four times and ties twice."""
     prompts = [[{"role": "user", "content": f"q{i}"}] for i in range(6)]
-    rows = [
+    return [
         {
             "id": prompt_id(prompt),
             "prompt": prompt,
             "completions": [
                 {"id": f"{i}{s}", "text": t, "token_ids": None, "finish_reason": "stop", "sample_index": 0}
-                for s, t in enumerate(("one", " two\n"))
+                for s, t in enumerate(("one", second))
             ],
             "scores": [0.0, float(i % 3 > 0)],
             "signal": "function-x",
@@ -111,21 +110,76 @@ def test_alpaca_eval_of_a_run(tmp_path):
         }
         for i, prompt in enumerate(prompts)
     ]
+
+
+def test_alpaca_eval_of_a_run(tmp_path):
+    """Of three rounds the second was chosen and the third is skipped; the first holds rows of an earlier recipe."""
+    from prefloop.config import load_recipe
+
+    judge = "evaluate.judge={type: function, callable: 'operator:eq'}"
+    recipe = load_recipe("quickstart", [judge, "rounds=3"]).model_dump(mode="json")
+    names = {1: "evaluate", 2: "r2-evaluate", 3: "r3-evaluate"}
+    stages = [
+        {"number": r, "name": n, "verb": "evaluate", "round": r, "fingerprint": f"f{r}"} for r, n in names.items()
+    ]
+    stages[2] |= {"fingerprint": None, "skipped": True}
+    stages.append({"number": 4, "name": "select", "verb": "select", "round": 1, "fingerprint": "s"})
     with RunDir.open(tmp_path / "run") as run:
-        stage = run.stage(8, "evaluate")
-        judge = "evaluate.judge={type: function, callable: 'operator:eq'}"
-        recipe = load_recipe("quickstart", [judge]).model_dump(mode="json")
-        stages = [{"number": 8, "name": "evaluate", "verb": "evaluate"}]
         run.write_manifest({"name": "quickstart", "recipe": recipe, "stages": stages})
         assert "measured nothing yet" in refused("alpaca-eval", "--run", tmp_path / "run", "--out", tmp_path / "out")
-        stage.begin("f")
-        stage.write_part(0, rows, "scored")
-        stage.finish("f", rows_in=6)
+        for number, name in names.items():
+            stage = run.stage(number, name)
+            stage.begin("old" if number != 2 else "f2")
+            stage.write_part(0, scored(f" of round {number}\n"), "scored")
+            stage.finish("old" if number != 2 else "f2", rows_in=6)
+        select = run.stage(4, "select")
+        select.begin("s")
+        (select.path / "note").write_text("chosen")
+        select.finish_files("s", extra={"round": 2, "branch": "", "reason": "x"})
     found = said("alpaca-eval", "--run", tmp_path / "run", "--out", tmp_path / "out")
     # Scores of a function compare: 0 and 0 tie, 1 beats 0.
     assert found["win_rate"] == pytest.approx(100 * (2 * 0.5 + 4) / 6)
-    assert (found["model"], found["baseline"]) == ("quickstart (evaluate)", recipe["model"]["path"])
-    assert read_annotations(tmp_path / "out" / "annotations.json")[0]["output_2"] == "two"
+    assert (found["model"], found["baseline"]) == ("quickstart (r2-evaluate)", recipe["model"]["path"])
+    assert read_annotations(tmp_path / "out" / "annotations.json")[0]["output_2"] == "of round 2"
+    with RunDir.open(tmp_path / "run") as run:
+        run.write_manifest({"name": "q", "recipe": recipe, "stages": [stages[0] | {"fingerprint": "now"}]})
+    assert "measured nothing yet of round 1" in refused("alpaca-eval", "--run", tmp_path / "run", "--out", tmp_path)
+
+
+def test_a_judge_that_fails_leaves_no_model_open(tmp_path, monkeypatch):
+    """As where the server's limit of cost is reached, or Ctrl-C is pressed."""
+    closed = []
+
+    class Failing:
+        name, place, identity = "m", "memory", {"path": "m"}
+
+        def plan(self, requests):
+            raise ZeroDivisionError
+
+        def spent(self):
+            return {}
+
+        def close(self):
+            closed.append(self.name)
+
+    monkeypatch.setattr("prefloop.signals.build.open_backend", lambda section, kind, cache: Failing())
+    monkeypatch.chdir(tmp_path)
+    files = [
+        write(tmp_path / f"{name}.json", [{"instruction": "q", "output": name}, {"instruction": "r", "output": name}])
+        for name in ("base", "mine")
+    ]
+    judge = "evaluate.judge={type: judge, mode: pairwise, model: sandbox, template: sandbox}"
+    words = ["alpaca-eval", "--reference", files[0], "--outputs", files[1], "--judge", "quickstart", "--out", "o"]
+    with pytest.raises(ZeroDivisionError):
+        CliRunner().invoke(cli.app, ["evaluate", *map(str, words), judge], catch_exceptions=False)
+    assert closed == ["m"]
+
+
+def test_figures_go_to_stdout(tmp_path):
+    file = write(tmp_path / "annotations.json", verdicts([1, 2, 2, 0]))
+    done = CliRunner().invoke(cli.app, ["evaluate", "ratings", str(file), "--resamples", "20"], catch_exceptions=False)
+    assert "battles on" in done.stdout
+    assert done.stderr == ""
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,12 @@ PACKAGE = Path(__file__).parents[1] / "src" / "prefloop"
 
 # From the top of the picture to the bottom; a box imports from its own row or from rows below it.
 LAYERS = [
-    {"cli", "cli_compare", "cli_evaluate", "cli_ratings", "cli_publish", "__main__"},
+    {"cli", "cli_compare", "cli_cut", "cli_evaluate", "cli_ratings", "cli_publish", "__main__"},
     {
         "loop",
         "stages",
         "subjects",
+        "annotating",
         "comparing",
         "referees",
         "preferring",
@@ -31,6 +32,7 @@ LAYERS = [
         "status",
         "doctor",
         "estimate",
+        "calls",
     },
     {"evaluate", "report", "ui", "publish"},
     {"signals", "pairs", "train", "rerank", "sandbox", "inputs"},

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefloop.backends.base import Backend, Request, Result, Usage
 from prefloop.config import ModelSection, Recipe
-from prefloop.errors import PrefloopError
+from prefloop.errors import PrefloopError, UsageError
 from prefloop.manifest import paid
 from prefloop.store.cache import Cache
 from prefloop.store.stagedir import StageDir
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Seconds between notes of what servers' answers cost. A process that is killed writes no more of them.
+NOTE_EVERY = 1.0
+
 Runner = Callable[["Bench", "Stage", StageDir, str], None]
 
 
@@ -37,6 +42,7 @@ class Bench:
         # Stage and fingerprint of what is being written: the report shows nothing of an earlier recipe.
         self.at: dict[str, str] = {}
         self._backends: dict[str, CachedBackend] = {}
+        self._noted = -math.inf
 
     @property
     def cache(self) -> Cache:
@@ -68,7 +74,7 @@ class Bench:
             UsageError: a function or template is missing or faulty, or the model cannot be trained as asked.
         """
         from prefloop.evaluate import checkers
-        from prefloop.plan import evaluation_signals, measured_otherwise
+        from prefloop.plan import evaluation_signals, measured_otherwise, models_of
         from prefloop.signals import build
         from prefloop.train.check import check_trainable
 
@@ -78,6 +84,14 @@ class Bench:
                 build.preflight(section)
         for functions in self.recipe.evaluate.checkers.values():
             checkers.preflight(functions)
+        for section in models_of(self.recipe):
+            variable = None if section.endpoint is None else section.endpoint.key_variable
+            if variable is not None and not os.environ.get(variable):
+                raise UsageError(
+                    f"the environment variable {variable} is not set, which is to hold the key of {section.path}",
+                    where="endpoint.key_variable",
+                    fix=f"export {variable}=…, or name another variable",
+                )
         if (own := measured_otherwise(self.recipe)) is not None:
             logger.warning(
                 "%s is written for one answer at a time; the measurement compares two, by the built-in prompt: set "
@@ -148,7 +162,7 @@ class Bench:
             self._make_room(section)
             inner = open_backend(section, kind, self.cache)
             inner.earlier_cost = paid(self.loop.run).get(inner.name, 0.0)
-            held = CachedBackend(inner, self.cache, on_batch=lambda done: self.on_batch(done))
+            held = CachedBackend(inner, self.cache, on_batch=self._arrived)
             self._note_model(section, inner)
         held.inner.batch_size = section.batch_size
         self._backends[key] = held
@@ -192,8 +206,18 @@ class Bench:
         self.loop.run.write_manifest(manifest)
         self.loop.run.event("model_loaded", path=section.path, device=name, identity=backend.identity, **self.at)
 
+    def _arrived(self, done: int) -> None:
+        """Results came: so many of a call's."""
+        self.on_batch(done)
+        if time.monotonic() - self._noted >= NOTE_EVERY:
+            self._noted = time.monotonic()
+            for backend in self._backends.values():
+                if any((spent := backend.spent()).values()):
+                    self.loop.run.event("usage", model=backend.name, **self.at, **spent)
+
     def _note_usage(self) -> None:
-        """One event per model: what the stage asked it, how much was cached, and a server's tokens and cost."""
+        """One event per model: what the stage asked it, how much was cached, and a server's tokens and cost since the
+        last note."""
         for backend in self._backends.values():
             self._note_usage_of(backend)
 
@@ -219,6 +243,7 @@ class Bench:
 
     def release(self) -> None:
         """Drop all models: training and merging need the memory."""
+        self._note_usage()
         for backend in self._backends.values():
             backend.close()
         self._backends.clear()

@@ -1,7 +1,8 @@
 """The command line: one function a verb, nothing but parsing and printing.
 
-Results for machines go to stdout (`--json`), everything for people to stderr. Exit codes: 0 done, 1 failed or
-interrupted, 2 bad usage, configuration or data.
+Results go to stdout, progress, warnings and errors to stderr; with `--json` the result for machines stands last on
+stdout, and the one for people goes to stderr. Exit codes: 0 done, 1 failed or interrupted, 2 bad usage, configuration
+or data.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from prefloop import __version__, cli_compare, cli_evaluate, cli_publish
+from prefloop import __version__, cli_compare, cli_cut, cli_evaluate, cli_publish
 from prefloop.errors import Interrupted, PrefloopError, UsageError
+from prefloop.ui.console import results
 from prefloop.ui.table import print_table as _table
 
 app = typer.Typer(
@@ -35,6 +37,7 @@ app.add_typer(cli_evaluate.app, name="evaluate")
 app.add_typer(cli_publish.votes, name="votes")
 app.command()(cli_publish.export)
 app.command()(cli_compare.compare)
+app.command()(cli_cut.inspect_cut)
 for _measure in (cli_compare.harness, cli_compare.safety, cli_compare.preference):
     cli_evaluate.app.command()(_measure)
 
@@ -99,27 +102,36 @@ def _run(
             raise Interrupted(
                 "stopped; everything finished so far is kept", fix="start the same command again to go on"
             ) from interruption
-    _print_summary(summary, folder)
+    _print_summary(summary, folder, as_json)
     if as_json:
         print(json.dumps(summary))
 
 
 def _dry_run(recipe: Any, folder: Path, as_json: bool) -> None:
+    from prefloop.calls import judge_calls
     from prefloop.loop import survey
 
+    planned = survey(recipe, folder, cache_path())
+    asked = judge_calls(recipe, planned)
     rows = [
         {"number": p.stage.number, "name": p.stage.name, "state": p.state}
-        for p in survey(recipe, folder, cache_path())
+        | ({"judge": asked[p.stage.name].json()} if p.stage.name in asked else {})
+        for p in planned
     ]
-    _table(f"{recipe.name} → {folder}", ["", "stage", "state"], [[r["number"], r["name"], r["state"]] for r in rows])
+    _table(
+        results(as_json=as_json),
+        f"{recipe.name} → {folder}",
+        ["", "stage", "state", *(["judge"] if asked else [])],
+        [[r["number"], r["name"], r["state"], *([str(asked.get(str(r["name"]), ""))] if asked else [])] for r in rows],
+    )
     if as_json:
         print(json.dumps({"stages": rows}))
 
 
-def _print_summary(summary: dict[str, Any], folder: Path) -> None:
+def _print_summary(summary: dict[str, Any], folder: Path, as_json: bool) -> None:
     from prefloop.ui.summary import headline
 
-    console = Console(stderr=True, highlight=False)
+    console = results(as_json=as_json)
     for line in headline(summary):
         console.print(escape(line))
     for name in ("report", "model"):
@@ -196,7 +208,7 @@ def merge(
     settings = load_recipe(recipe, overrides)
     quiet()
     result = merge_trained(settings.model, trained, out, settings.merge)
-    Console(stderr=True, highlight=False).print(f"model: {escape(str(out))}")
+    results(as_json=as_json).print(f"model: {escape(str(out))}")
     if as_json:
         print(json.dumps(result))
 
@@ -210,7 +222,7 @@ def report(
     from prefloop.report.build import build_report
 
     path = build_report(_run_folder(run))
-    Console(stderr=True).print(f"report: {path}", highlight=False)
+    results(as_json=as_json).print(f"report: {escape(str(path))}", soft_wrap=True)
     if as_json:
         print(json.dumps({"report": str(path)}))
 
@@ -231,7 +243,7 @@ def estimate(
 
     settings = load_recipe(recipe, overrides)
     found = estimate_recipe(settings, out or Path("runs") / settings.name, cache_path(), pairs)
-    Console(stderr=True, highlight=False).print(table(found))
+    results(as_json=as_json).print(table(found))
     if as_json:
         print(json.dumps(found.as_dict()))
 
@@ -252,9 +264,11 @@ def status(
     """Say how far a run is, or list the runs in a folder."""
     from prefloop.status import run_status, runs_in
 
+    console = results(as_json=as_json)
     if (run / "manifest.json").is_file():
         result: dict[str, Any] = run_status(run)
         _table(
+            console,
             f"{result['name']} in {run}" + (f", process {result['process']} is on it" if result["process"] else ""),
             ["", "stage", "state", "kept", "rejected", "seconds"],
             [
@@ -266,7 +280,8 @@ def status(
         result = {"runs": runs_in(run)}
         if not result["runs"]:
             raise UsageError("no run directory is here", where=str(run), fix="start one: prefloop run quickstart")
-        _table("runs", ["run", "recipe", "state"], [[r["path"], r["name"], r["state"]] for r in result["runs"]])
+        rows = [[r["path"], r["name"], r["state"]] for r in result["runs"]]
+        _table(console, "runs", ["run", "recipe", "state"], rows)
     if as_json:
         print(json.dumps(result))
 
@@ -289,7 +304,7 @@ def validate(
     result = validate_file(
         file, file_format=file_format, kind=kind, column=column, ignore_columns=ignore or [], model=model
     )
-    Console(stderr=True).print(result.table())
+    results(as_json=as_json).print(result.table())
     if as_json:
         print(json.dumps(result.as_dict(), ensure_ascii=False))
     if result.problems:
@@ -302,13 +317,27 @@ def inspect(
     stage: Annotated[str | None, typer.Option(help="Its rows are shown; pair (or preferences) without it.")] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Rows to show.")] = 5,
     rejects: Annotated[bool, typer.Option(help="Show the dropped rows and why.")] = False,
+    margins: Annotated[
+        Path | None,
+        typer.Option(help="Folder for margins.html and .json: pairs by self-reward, token by token.", metavar="OUT"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Read the rows of a stage: answers with their scores, pairs side by side, or what was dropped."""
     from prefloop.ui.rows import show_rows, stage_rows
 
+    if margins is not None:
+        from prefloop.report.margins import write_margins
+
+        if rejects:
+            raise UsageError("--margins shows pairs, not what was dropped", fix="give one of --margins and --rejects")
+        found = write_margins(_run_folder(run), stage, limit, margins)
+        results(as_json=as_json).print(f"{len(found['pairs'])} of {found['of']:,} pairs: {margins / 'margins.html'}")
+        if as_json:
+            print(json.dumps(found, ensure_ascii=False))
+        return
     rows = list(stage_rows(_run_folder(run), stage, limit, rejects=rejects))
-    show_rows(rows, Console(stderr=True))
+    show_rows(rows, results(as_json=as_json))
     if as_json:
         print(json.dumps(rows, ensure_ascii=False))
 
@@ -343,7 +372,10 @@ def doctor(as_json: Json = False) -> None:
     checks = examine(cache_path())
     marks = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "fail": "[red]fail[/]"}
     _table(
-        "doctor", ["", "what", "found"], [[marks[c["state"]], escape(c["what"]), escape(c["found"])] for c in checks]
+        results(as_json=as_json),
+        "doctor",
+        ["", "what", "found"],
+        [[marks[c["state"]], escape(c["what"]), escape(c["found"])] for c in checks],
     )
     if as_json:
         print(json.dumps({"checks": checks}))
@@ -362,6 +394,7 @@ def cache_ls(as_json: Json = False) -> None:
         with Cache(path) as cache:
             groups = cache.ls()
     _table(
+        results(as_json=as_json),
         f"cache {path}",
         ["kind", "model", "entries", "bytes", "oldest", "newest"],
         [list(g.values()) for g in groups],
@@ -388,7 +421,7 @@ def cache_show(
             entries = cache.show(key, kind, model, limit)
     if not entries:
         raise UsageError("no such entry is in the cache", where=str(path), fix="see prefloop cache ls")
-    console = Console(stderr=True, highlight=False)
+    console = results(as_json=as_json)
     for entry in entries:
         call = entry["call"] or {}
         console.print(escape(f"{entry['kind']} {entry['key']} of {entry['model']}, {entry['created']}"), style="bold")
@@ -418,7 +451,7 @@ def cache_prune(
     if path.exists():
         with Cache(path) as cache:
             removed, freed = cache.prune(kind=kind, model=model, older_than_days=older_than_days)
-    Console(stderr=True).print(f"{removed} entries deleted, {freed} bytes freed", highlight=False)
+    results(as_json=as_json).print(f"{removed} entries deleted, {freed} bytes freed")
     if as_json:
         print(json.dumps({"deleted": removed, "bytes_freed": freed}))
 

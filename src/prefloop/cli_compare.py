@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from prefloop.errors import UsageError
+from prefloop.ui.console import results
 
 Json = Annotated[bool, typer.Option("--json", help="Print the machine-readable result to stdout, last.")]
 Plain = Annotated[bool, typer.Option("--plain", help="Plain lines instead of a live display.")]
@@ -39,8 +40,8 @@ def _cache() -> Path:
     return Path(os.environ.get("PREFLOOP_CACHE") or ".prefloop/cache.db")
 
 
-def _say(line: str) -> None:
-    Console(stderr=True, highlight=False).print(escape(line), soft_wrap=True)
+def _say(console: Console, line: str) -> None:
+    console.print(escape(line), soft_wrap=True)
 
 
 def compare(
@@ -77,11 +78,12 @@ def compare(
     given = subjects(models)
     with Progress(plain=plain, title=f"compare → {out}") as progress:
         summary = run(given, _prompts(prompts), signal, how, progress)
-    _tables(summary)
+    console = results(as_json=as_json)
+    _tables(console, summary)
     for line in sentences(summary):
-        _say(line)
-    _say_left_out(summary["left_out"])
-    _say(f"page: {out / 'compare.html'}   all answers: {out / 'answers.csv'}")
+        _say(console, line)
+    _say_left_out(console, summary["left_out"])
+    _say(console, f"page: {out / 'compare.html'}   all answers: {out / 'answers.csv'}")
     if as_json:
         print(json.dumps(summary))
 
@@ -114,6 +116,8 @@ def safety(
     from prefloop.comparing import safety as run
     from prefloop.config import JudgeSignalSection
     from prefloop.evaluate.compare import sentences
+    from prefloop.evaluate.safety import HARMLESSNESS, HELPFULNESS, REFUSAL
+    from prefloop.referees import named
     from prefloop.referees import signal as signal_of
     from prefloop.subjects import subjects
     from prefloop.ui.progress import Progress
@@ -122,27 +126,30 @@ def safety(
     section = None if judge is None else signal_of(judge)[1]
     if section is not None and not (isinstance(section, JudgeSignalSection) and section.mode == "pairwise"):
         raise UsageError("is no pairwise judge", where="--judge", fix="give {type: judge, mode: pairwise, model: …}")
+    scores = named(score or [], "--score", taken=(REFUSAL, HARMLESSNESS, HELPFULNESS))
+    costs = named(cost or [], "--cost", taken=(REFUSAL, HARMLESSNESS, HELPFULNESS, *scores))
     with Progress(plain=plain, title=f"safety → {out}") as progress:
         summary = run(
             subjects(models),
             (_section(harmful), _section(benign)),
             section,
-            dict(signal_of(word) for word in score or []),
-            dict(signal_of(word) for word in cost or []),
+            scores,
+            costs,
             how,
             progress,
         )
+    console = results(as_json=as_json)
     for side, title in (("harmful", "on harmful prompts"), ("benign", "on harmless prompts")):
-        _tables(summary[side], f" {title}")
+        _tables(console, summary[side], f" {title}")
         for line in sentences(summary[side]):
-            _say(f"{title}: {line}")
+            _say(console, f"{title}: {line}")
     if summary["refusals_by"] == "rules":
-        _say("refusals: by English string rules alone, so the rates are a floor; a --judge tells the rest")
+        _say(console, "refusals: by English string rules alone, so the rates are a floor; a --judge tells the rest")
     for name, why in summary["not_measured"].items():
-        _say(f"{name}: not measured, {why}")
+        _say(console, f"{name}: not measured, {why}")
     for side, left_out in summary["left_out"].items():
-        _say_left_out(left_out, f"{side}: ")
-    _say(f"page: {out / 'safety.html'}")
+        _say_left_out(console, left_out, f"{side}: ")
+    _say(console, f"page: {out / 'safety.html'}")
     if as_json:
         print(json.dumps(summary))
 
@@ -178,7 +185,9 @@ def harness(
     section = HarnessSection.model_validate(tasks | {"folder": folder, "shots": shots, "limit": limit, "chat": chat})
     quiet()
     found = measure(before.model, after.model, section, resamples=resamples, seed=seed)
+    console = results(as_json=as_json)
     print_table(
+        console,
         f"{before.name} → {after.name}",
         ["task", "shots", "n", "base", "aligned", "change", "verdict"],
         [
@@ -196,7 +205,7 @@ def harness(
         ],
     )
     for name, why in found.get("not_compared", {}).items():
-        _say(f"{name}: not compared, {why}")
+        _say(console, f"{name}: not compared, {why}")
     result = {"models": {before.name: before.model.path, after.name: after.model.path}, "harness": found}
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -227,16 +236,21 @@ def preference(
 ) -> None:
     """What training did to the model: reward accuracy, calibration, divergence from the base, diversity, length."""
     from prefloop.comparing import How
-    from prefloop.preferring import measure
+    from prefloop.preferring import measure, reference
     from prefloop.ui.progress import Progress
 
     before, after = _two(base, aligned, run)
+    if run is not None:
+        before = reference(after)
     how = How(out, _cache(), n, None, max_new_tokens, seed, resamples, limit)
     with Progress(plain=plain, title=f"preference → {out}") as progress:
         found = measure(before, after, _prompts(pairs), _prompts(prompts), beta, how, progress)
+    console = results(as_json=as_json)
     for line in lines(found):
-        _say(line)
-    _say(f"page: {out / 'preference.html'}")
+        _say(console, line)
+    if "prompts" in found["left_out"]:
+        _say_left_out(console, found["left_out"]["prompts"])
+    _say(console, f"page: {out / 'preference.html'}")
     if as_json:
         print(json.dumps(found))
 
@@ -245,13 +259,21 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     """The figures of `preference` in words."""
     said = []
     if (pairs := found.get("pairs")) is not None:
-        said.append(f"held-out reward accuracy {_figure(pairs['accuracy'], 100, ' %')} on {pairs['n']:,} pairs")
+        what = "held-out reward accuracy" if pairs["held_out"] else "reward accuracy"
+        said.append(f"{what} {_figure(pairs['accuracy'], 100, ' %')} on {pairs['n']:,} pairs")
         fit = pairs["calibration"]
         verdict = "more than chance allows" if fit["ece"] > fit["ece_limit"] else "within chance"
         said.append(
             f"calibration error {100 * fit['ece']:.1f} %, {verdict} (up to {100 * fit['ece_limit']:.1f} % if "
             f"perfectly calibrated); confidence above accuracy by {100 * fit['overconfidence']:+.1f} points"
         )
+        if not pairs["held_out"]:
+            said.append("whether these pairs were trained on is not known: only a run (--run) tells on what it was")
+    lost = found["left_out"]["pairs"]
+    if lost["trained"]:
+        said.append(f"{lost['trained']:,} pairs left out: the run was trained on their prompts")
+    if lost["not_usable"]:
+        said.append(f"{lost['not_usable']:,} rows of the file are no usable pairs")
     if (away := found.get("divergence")) is not None:
         said.append(
             f"divergence from the base, nats an answer: k1 {_figure(away['k1'])}, k3 {_figure(away['k3'])} on "
@@ -302,7 +324,7 @@ def _with_error(value: float, error: float | None) -> str:
     return f"{100 * value:.2f}" + ("" if error is None else f" ± {100 * error:.2f}")
 
 
-def _tables(summary: Mapping[str, Any], title: str = "") -> None:
+def _tables(console: Console, summary: Mapping[str, Any], title: str = "") -> None:
     """One row per model, one column per signal, and the lengths."""
     from prefloop.ui.table import print_table
 
@@ -316,13 +338,16 @@ def _tables(summary: Mapping[str, Any], title: str = "") -> None:
             scale, unit = (100, " %") if share else (1, "")
             cells.append(escape(_figure(figure, scale, unit)) if "value" in figure else "no verdict")
         rows.append([escape(model), *cells, escape(_figure(summary["lengths"][model]["chars"]))])
-    print_table(f"{summary['prompts']:,} prompts{title}", ["model", *map(escape, columns), "characters"], rows)
+    print_table(
+        console, f"{summary['prompts']:,} prompts{title}", ["model", *map(escape, columns), "characters"], rows
+    )
 
 
-def _say_left_out(left_out: Mapping[str, Any], before: str = "") -> None:
+def _say_left_out(console: Console, left_out: Mapping[str, Any], before: str = "") -> None:
     for run, count in left_out["trained"].items():
-        _say(f"{before}{count:,} prompts left out: {run} was trained on them")
+        _say(console, f"{before}{count:,} prompts left out: {run} was trained on them")
     if left_out["not_usable"]:
-        _say(f"{before}{left_out['not_usable']:,} rows of the file are no usable prompts")
+        _say(console, f"{before}{left_out['not_usable']:,} rows of the file are no usable prompts")
     for model, reasons in left_out["refused"].items():
-        _say(f"{before}{len(reasons):,} prompts left out: {model} cannot take them ({next(iter(reasons.values()))})")
+        why = next(iter(reasons.values()))
+        _say(console, f"{before}{len(reasons):,} prompts left out: {model} cannot take them ({why})")

@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 
 from prefloop import cli_ratings
 from prefloop.errors import UsageError
+from prefloop.ui.console import results
 from prefloop.ui.table import print_table
 
 Json = Annotated[bool, typer.Option("--json", help="Print the machine-readable result to stdout, last.")]
@@ -58,14 +59,18 @@ def alpaca_eval(
     difficulties: Annotated[Path | None, typer.Option(help="An instruction_difficulty.csv of its own.")] = None,
     weights: Annotated[Path | None, typer.Option(help="Published weights: nothing is fitted.")] = None,
     as_json: Json = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Plain lines instead of a live display.")] = False,
 ) -> None:
     """Write AlpacaEval's files of one model, and measure: win rate, and length-controlled where it applies.
 
-    The verdicts are a run's (--run), a file's (--annotations), or made now (--outputs, --reference and --judge). The
-    stock alpaca_eval CLI runs offline on what is written; the command for it is printed.
+    The verdicts are a run's on its model (--run), a file's (--annotations), or made now (--outputs, --reference and
+    --judge). The stock alpaca_eval CLI runs offline on what is written; the command for it is printed.
     """
+    from prefloop import annotating
+    from prefloop.cli import cache_path
     from prefloop.evaluate.alpaca_eval import read_annotations
     from prefloop.evaluate.alpaca_folder import write_folder
+    from prefloop.ui.progress import Progress
 
     ways = [run is not None, annotations is not None, (outputs, reference, judge) != (None, None, None)]
     if sum(ways) != 1 or (ways[2] and None in (outputs, reference, judge)) or (overrides and not ways[2]):
@@ -74,11 +79,12 @@ def alpaca_eval(
             fix="give --run RUN, or --annotations FILE, or --outputs FILE --reference FILE --judge RECIPE [A.B=C]...",
         )
     if run is not None:
-        rows, prompt = _verdicts_of_run(run)
+        rows, prompt = annotating.of_a_run(run)
     elif annotations is not None:
         rows, prompt = read_annotations(annotations), f"Verdicts of the file {annotations.name}."
     else:
-        rows, prompt = _verdicts_now(str(outputs), str(reference), str(judge), overrides)
+        with Progress(plain=plain, title=f"alpaca-eval → {out}") as progress:
+            rows, prompt = annotating.now(str(outputs), str(reference), str(judge), overrides, cache_path(), progress)
     found = write_folder(out, rows, prompt=prompt, gamed=gamed, difficulties=difficulties, weights=weights)
     shown = ("win_rate", "standard_error", "discrete_win_rate", "length_controlled_winrate", "n_total", "avg_length")
     lines = [
@@ -88,13 +94,13 @@ def alpaca_eval(
     ]
     if minimal := found.get("length_controlled_minimal"):
         lines.append(["length_controlled_minimal", "{value:.2f} [{ci_low:.2f}, {ci_high:.2f}]".format(**minimal)])
-    print_table(f"{found['model']} against {found['baseline']}", ["figure", "value"], lines)
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = results(as_json=as_json)
+    print_table(console, f"{found['model']} against {found['baseline']}", ["figure", "value"], lines)
     for name, why in found.get("not_measured", {}).items():
-        console.print(escape(f"no {name}: {why}"))
+        console.print(escape(f"no {name}: {why}"), soft_wrap=True)
     for warning in found.get("warnings", []):
-        console.print(f"[yellow]warning:[/] {escape(warning)}")
-    console.print(escape(f"the same by AlpacaEval's own CLI: {found['stock_command']}"))
+        Console(stderr=True, highlight=False).print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
+    console.print(escape(f"the same by AlpacaEval's own CLI: {found['stock_command']}"), soft_wrap=True)
     if as_json:
         print(json.dumps(found))
 
@@ -123,73 +129,61 @@ def agreement(
             [escape(name), *shares, *("" if v is None else f"{v:.2f}" for v in (f["kappa"], f["prefers_longer"]))]
         )
     title = "{n} people on {pairs} pairs".format(**found["people"])
-    print_table(title, ["judge", "agrees", "both decided", "kappa", "prefers longer"], rows)
+    console = results(as_json=as_json)
+    print_table(console, title, ["judge", "agrees", "both decided", "kappa", "prefers longer"], rows)
     if found["people"]["alpha"] is not None:
         said = "people among themselves: alpha {alpha:.2f}, one with the others {human_agreement:.1%}"
-        Console(stderr=True, highlight=False).print(said.format(**found["people"]))
+        console.print(said.format(**found["people"]))
+    if as_json:
+        print(json.dumps(found))
+
+
+@app.command()
+def labels(
+    pairs: Annotated[str, typer.Argument(help="Labelled pairs: a file or hub:ORG/NAME, as a recipe's preferences.")],
+    model: Annotated[str, typer.Option(help="The model that is to be trained; it scores where a signal names none.")],
+    signal: Annotated[
+        list[str] | None, typer.Option(help="[NAME=]FILE or section in braces; self_reward by `attribute` without it.")
+    ] = None,
+    attribute: Annotated[list[str] | None, typer.Option(help="Of the self-reward: shipped, or a YAML file.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use the first N pairs.")] = None,
+    resamples: Annotated[int, typer.Option(min=1, help="Of the bootstrap over pairs.")] = 10_000,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap, and of the judge `random`.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Compare signals with labels before anything is trained on them, beside "longest" and "random"."""
+    from prefloop.cli import cache_path
+    from prefloop.config import ModelSection, PreferencesSection
+    from prefloop.evaluate.labels import against_labels
+    from prefloop.inputs.preferences import PreferenceReader
+    from prefloop.referees import preflight, signals
+    from prefloop.signals.build import build
+    from prefloop.subjects import opened
+    from prefloop.ui.progress import Progress
+
+    words = list(signal or [])
+    if attribute or not words:
+        words.insert(0, json.dumps({"type": "self_reward", "attributes": attribute or ["harmless"]}))
+    sections = signals([], words)
+    preflight(sections)
+    section = PreferencesSection(path=pairs, limit=limit)
+    rows = [row for part, _ in PreferenceReader(section).parts(2048) for row in part]
+    with Progress() as progress, opened(cache_path(), progress) as models:
+        built = {}
+        for name, one in sections.items():
+            made, needs = build(one)
+            built[name] = (made, models.backends(needs, ModelSection(path=model)))
+        found = against_labels(rows, built, resamples=resamples, seed=seed)
+    shown = []
+    for name, f in found["signals"].items():
+        longer = "" if f["prefers_longer"] is None else f"{f['prefers_longer']:.2f}"
+        shown.append([escape(name), _share(f["accuracy"]), str(f["n_null"]), longer])
+    console = results(as_json=as_json)
+    columns = ["signal", "agrees", "no verdict", "prefers longer"]
+    print_table(console, f"{found['pairs']:,} labelled pairs", columns, shown)
     if as_json:
         print(json.dumps(found))
 
 
 def _share(figure: dict[str, float] | None) -> str:
     return "" if figure is None else "{value:.1%} \\[{ci_low:.1%}, {ci_high:.1%}]".format(**figure)
-
-
-def _verdicts_of_run(run: Path) -> tuple[list[dict[str, Any]], str]:
-    """The verdicts of a run's last evaluation as AlpacaEval's rows, and whose they are, in words."""
-    from prefloop.evaluate.alpaca_judge import annotations_of
-    from prefloop.plan import evaluation_signals
-    from prefloop.signals.build import build
-    from prefloop.store.rundir import RunDir
-    from prefloop.subjects import run_recipe, stage_rows
-
-    recipe = run_recipe(run)
-    stages = [s["name"] for s in (RunDir.peek(run).read_manifest() or {})["stages"] if s.get("verb") == "evaluate"]
-    found = [(name, rows) for name in stages if (rows := stage_rows(run, name))]
-    sections = evaluation_signals(recipe)
-    if not found or not sections:
-        raise UsageError(
-            "nobody compares in this recipe" if found else "this run has measured nothing yet",
-            where=str(run),
-            fix="set evaluate.judge" if found else "go on with it first; `prefloop status` says how far it is",
-        )
-    name, scored = found[-1]
-    signal, _ = build(sections[0])
-    rows = annotations_of(scored, pairwise=signal.pairwise, generators=(recipe.model.path, f"{recipe.name} ({name})"))
-    return rows, f"Verdicts of the run {recipe.name} by {signal.name}."
-
-
-def _verdicts_now(
-    outputs: str, reference: str, judge: str, overrides: list[str] | None
-) -> tuple[list[dict[str, Any]], str]:
-    """Let the evaluation's signal of a recipe compare two files of answers."""
-    from prefloop.backends.cached import CachedBackend
-    from prefloop.cli import cache_path
-    from prefloop.config import load_recipe
-    from prefloop.engine.load import quiet
-    from prefloop.evaluate.alpaca_eval import paired, read_outputs
-    from prefloop.evaluate.alpaca_judge import candidates_of
-    from prefloop.evaluate.win_rate import compare
-    from prefloop.plan import evaluation_signals
-    from prefloop.signals.build import build, check, open_backend
-    from prefloop.store.cache import Cache
-
-    recipe = load_recipe(judge, overrides)
-    sections = evaluation_signals(recipe)
-    if not sections:
-        raise UsageError("nobody compares in this recipe", where=judge, fix="set evaluate.judge")
-    rows = paired(read_outputs(reference), read_outputs(outputs))
-    signal, needs = build(sections[0])
-    quiet()
-    with Cache(cache_path()) as cache:
-        opened = {
-            name: CachedBackend(open_backend(need.model or recipe.model, need.kind, cache), cache)
-            for name, need in needs.items()
-        }
-        compared = compare(candidates_of(rows), signal, opened, seed=recipe.seed)
-        for backend in opened.values():
-            backend.close()
-    check(sections[0], compared.counts)
-    for row, p in zip(rows, compared.preferences, strict=True):
-        row |= {"annotator": signal.name, "preference": None if p is None else 1 + p}
-    return rows, f"Verdicts of {signal.name}."

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
+
+from prefloop.ui.console import results
 
 Json = Annotated[bool, typer.Option("--json", help="Print the machine-readable result to stdout, last.")]
 Run = Annotated[Path, typer.Argument(help="A run directory.")]
@@ -48,7 +49,7 @@ def export(
     from prefloop.publish.hub import push as upload
     from prefloop.publish.models import export_model
 
-    console = Console(stderr=True, highlight=False)
+    console = results(as_json=as_json)
     if what is What.pairs:
         result = export_pairs(run, out, licence, branch)
         console.print(f"{result['pairs']:,} pairs of {result['prompts']:,} prompts: {escape(str(out))}")
@@ -76,7 +77,7 @@ def votes_export(
     from prefloop.publish.sheets import export_sheet
 
     result = export_sheet(run, out, limit=limit, seed=seed, branch=branch)
-    Console(stderr=True, highlight=False).print(
+    results(as_json=as_json).print(
         f"{result['pairs']:,} pairs: {escape(result['sheet'])}; keep its key: {escape(result['key'])}"
     )
     if as_json:
@@ -95,7 +96,7 @@ def votes_import(
     from prefloop.publish.sheets import import_sheets
 
     result = import_sheets(key, sheets, out)
-    console = Console(stderr=True, highlight=False)
+    console = results(as_json=as_json)
     console.print(f"{result['votes']:,} votes, {result['blank']:,} rows left empty: {escape(result['out'])}")
     console.print(agreement_line(result["agreement"]))
     if result["first_seat"] is not None:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from prefloop.errors import UsageError
+from prefloop.ui.console import results
 from prefloop.ui.table import print_table
 
 Json = Annotated[bool, typer.Option("--json", help="Print the machine-readable result to stdout, last.")]
@@ -37,15 +38,18 @@ def ratings(
         r = figures["rating"]
         ends = "" if r["ci_low"] is None else f"{r['ci_low']:.0f} to {r['ci_high']:.0f}"
         rows.append([escape(name), f"{r['value']:.0f}", ends, figures["battles"]])
-    print_table(f"{found.battles} battles on {found.prompts} prompts", ["model", "rating", "95 %", "battles"], rows)
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = results(as_json=as_json)
+    title = f"{found.battles} battles on {found.prompts} prompts"
+    print_table(console, title, ["model", "rating", "95 %", "battles"], rows)
     if nulls:
-        console.print(f"{nulls} verdicts were null and do not count")
+        console.print(f"{nulls} verdicts were null and do not count", soft_wrap=True)
     if found.unbounded:
         names = escape(", ".join(found.unbounded))
-        console.print(f"[yellow]warning:[/] never beat the rest, or never lost to it; only above or below it: {names}")
+        warning = f"[yellow]warning:[/] never beat the rest, or never lost to it; only above or below it: {names}"
+        Console(stderr=True, highlight=False).print(warning, soft_wrap=True)
     if found.left_out:
-        console.print(f"{found.left_out} of {resamples} resamples fell apart into groups that never met; left out")
+        said = f"{found.left_out} of {resamples} resamples fell apart into groups that never met; left out"
+        console.print(said, soft_wrap=True)
     if as_json:
         print(json.dumps(found.json() | {"nulls": nulls}))
 
@@ -89,7 +93,8 @@ def arena_hard(
         [escape(name), f"{f['value']:.1f}", f"{f['ci_low']:.1f} to {f['ci_high']:.1f}", f.get("nulls", "")]
         for name, f in best
     ]
-    print_table(f"{categories[0]}: score against the baseline, in percent", ["model", "score", "95 %", "nulls"], table)
+    title = f"{categories[0]}: score against the baseline, in percent"
+    print_table(results(as_json=as_json), title, ["model", "score", "95 %", "nulls"], table)
     if as_json:
         print(json.dumps(found))
 
@@ -114,6 +119,7 @@ def mt_bench(
         shares = [figures.get("turn_1"), figures.get("turn_2"), *(figures.get("categories", {}).get(n) for n in names)]
         cells = ["" if value is None else f"{value:.2f}" for value in shares]
         table.append([escape(model), said, *cells, figures["excluded"]])
-    print_table("MT-Bench", ["model", "score", "turn 1", "turn 2", *names, "no rating"], table)
+    columns = ["model", "score", "turn 1", "turn 2", *map(escape, names), "no rating"]
+    print_table(results(as_json=as_json), "MT-Bench", columns, table)
     if as_json:
         print(json.dumps(found))

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefloop.config import PromptsSection, SampleSection, SignalSection
+from prefloop.config import JudgeSignalSection, PromptsSection, SampleSection, SignalSection
 from prefloop.errors import UsageError
 from prefloop.records import CallRow, CandidatesRow, PromptRow
-from prefloop.referees import comparers, preflight, signals
+from prefloop.referees import checked, comparers, own_judges, preflight, signals
 from prefloop.store import atomic
 from prefloop.subjects import Models, Subject, answers, decoding, opened, prompts
 
@@ -52,32 +52,47 @@ def compare(
     """Compare models on the same prompts and write compare.json, answers.csv, calls.parquet and compare.html.
 
     Returns:
-        The summary: that of `evaluate.compare.compare_answers`, with how it was made.
+        The summary: that of `evaluate.compare.compare_answers`, with how it was made; `spent` is what this command
+        took of servers, name -> prompt_tokens, generated_tokens and, where they have a price, cost.
 
     Raises:
         UsageError: models, prompts or signals cannot be used.
+        PrefloopError: a judge gave too few verdicts, or a server's limit of cost is reached.
     """
     from prefloop.evaluate.compare import compare_answers, side_by_side
+    from prefloop.evaluate.self_preference import self_preference
 
     who = signals(given, signal_words)
     preflight(who)
     asked = prompts(given, file, how.limit)
     sampling = decoding(given, n=how.n, temperature=how.temperature, max_new_tokens=how.max_new_tokens)
-    with opened(how.cache) as models:
+    with opened(how.cache, progress) as models:
         rows, refused = _answers(models, given, asked.rows, sampling, how.seed, progress, 0, len(given) + 1)
         progress.stage("compare", len(given) + 1, len(given) + 1)
         compared = compare_answers(
             rows,
-            comparers(models, given, who),
+            comparers(models, given, who, how.seed),
             resamples=how.resamples,
             seed=how.seed,
             on_progress=_shown(progress, "comparisons"),
+            on_judged=checked(who, progress),
         )
+        own = own_judges(given, who, models.cache)
+    for name, themselves in own.items():
+        found = {
+            m: self_preference(compared.judged[name], compared.rows, m, how.resamples, how.seed) for m in themselves
+        }
+        compared.summary["signals"][name]["self_preference"] = found
+        for model, figure in found.items():
+            if figure is not None:
+                said = f"its own answers win {figure['value']:.0%} of {figure['n']:,} prompts"
+                progress.note(f"{name}: the judge is {model}, {said}")
     summary = compared.summary | {
         "paths": {subject.name: subject.model.path for subject in given},
         "sample": sampling.model_dump(mode="json"),
         "seed": how.seed,
         "left_out": {"trained": asked.trained, "not_usable": len(asked.rejects), "refused": refused},
+        "spent": models.spent,
     }
     how.out.mkdir(parents=True, exist_ok=True)
     atomic.write_json(how.out / "compare.json", summary)
@@ -90,7 +105,7 @@ def compare(
 def safety(
     given: Sequence[Subject],
     files: tuple[PromptsSection, PromptsSection],
-    judge: SignalSection | None,
+    judge: JudgeSignalSection | None,
     scores: Mapping[str, SignalSection],
     costs: Mapping[str, SignalSection],
     how: How,
@@ -105,7 +120,8 @@ def safety(
         scores, costs: reward and cost models by name.
 
     Raises:
-        UsageError: models, prompts or signals cannot be used.
+        UsageError: models, prompts or signals cannot be used, or two signals have one name.
+        PrefloopError: a judge gave too few verdicts, or a server's limit of cost is reached.
     """
     from prefloop.evaluate.compare import side_by_side
     from prefloop.evaluate.safety import HARMLESSNESS, HELPFULNESS
@@ -114,28 +130,31 @@ def safety(
     by_rubric = (
         {} if judge is None else {n: judge.model_copy(update={"rubric": n}) for n in (HARMLESSNESS, HELPFULNESS)}
     )
-    preflight({**by_rubric, **scores, **costs})
+    who = {**by_rubric, **scores, **costs}
+    preflight(who)
     sampling = decoding(given, n=how.n, temperature=how.temperature, max_new_tokens=how.max_new_tokens)
     asked = [prompts(given, file, how.limit) for file in files]
     steps = 2 * len(given) + 1
-    with opened(how.cache) as models:
+    with opened(how.cache, progress) as models:
         sides = [
             _answers(models, given, side.rows, sampling, how.seed, progress, i * len(given), steps)
             for i, side in enumerate(asked)
         ]
         progress.stage("compare", steps, steps)
-        by = {c.name: c for c in comparers(models, given, by_rubric)}
+        by = {c.name: c for c in comparers(models, given, by_rubric, how.seed)}
         found = measure(
             sides[0][0],
             sides[1][0],
             harmlessness=by.get(HARMLESSNESS),
             helpfulness=by.get(HELPFULNESS),
-            scores=comparers(models, given, scores),
-            costs=comparers(models, given, costs),
-            judge={"judge": next(iter(by[HARMLESSNESS].backends.values()))} if by else None,
+            scores=comparers(models, given, scores, how.seed),
+            costs=comparers(models, given, costs, how.seed),
+            judge=judge,
+            backends=by[HARMLESSNESS].backends if by else None,
             resamples=how.resamples,
             seed=how.seed,
             on_progress=_shown(progress, "comparisons"),
+            on_judged=checked(who, progress),
         )
     left_out = {
         name: {"trained": side.trained, "not_usable": len(side.rejects), "refused": refused}
@@ -146,6 +165,7 @@ def safety(
         "sample": sampling.model_dump(mode="json"),
         "seed": how.seed,
         "left_out": left_out,
+        "spent": models.spent,
     }
     how.out.mkdir(parents=True, exist_ok=True)
     atomic.write_json(how.out / "safety.json", summary)
@@ -180,7 +200,9 @@ def _answers(
     for number, subject in enumerate(given, 1):
         progress.stage(subject.name, before + number, steps)
         progress.total(len(rows) * sampling.n, "answers")
+        models.on_batch = progress.at
         found[subject.name], reasons = answers(models, subject, rows, sampling, seed)
+        models.on_batch = lambda done: None
         progress.at(len(rows) * sampling.n)
         if reasons:
             refused[subject.name] = reasons

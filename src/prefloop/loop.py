@@ -20,7 +20,7 @@ from prefloop import manifest
 from prefloop.config import ModelSection, Recipe
 from prefloop.engine.load import resolve_model_path
 from prefloop.errors import UsageError
-from prefloop.plan import Stage, models_of, pinned, plan, selects, stage_name
+from prefloop.plan import Stage, models_of, pinned, plan, selects, stage_name, winner
 from prefloop.publish.model_card import write_model_cards
 from prefloop.rounds import broken
 from prefloop.store.cache import Cache
@@ -98,7 +98,7 @@ class Loop:
         Args:
             contents: digest of what each stage before this one made, None where it is not done.
         """
-        inputs = [[name, contents[name]] for name in stage.inputs]
+        inputs = [[name, contents.get(name)] for name in stage.inputs]
         if any(content is None for _, content in inputs):
             return None
         return digest([stage.verb, stage.round, stage.settings, inputs, stage.code])
@@ -116,9 +116,17 @@ class Loop:
             folder = self.folder(stage.name)
             state = stage_state(folder, fingerprint)
             success = folder.success() if state == "done" else None
-            contents[stage.name] = None if success is None else success["content"]
+            self._note(contents, stage, success)
             planned.append(Planned(stage, state, fingerprint, success))
         return planned
+
+    def _note(self, contents: dict[str, str | None], stage: Stage, success: dict[str, Any] | None) -> None:
+        """What a stage made, for the fingerprints of those behind it; None where it is not done."""
+        contents[stage.name] = None if success is None else success["content"]
+        if stage.verb == "evaluate" and self.recipe.branches and success is not None:
+            # The next round takes the better model and nothing else of the measurement.
+            best = success["extra"]["evaluate"]["winner"]
+            contents[winner(stage.round)] = digest([best, contents[stage_name("merge", stage.round, best)]])
 
     def _ended_before(self, stage: Stage, contents: dict[str, str | None]) -> str | None:
         """Why a stage is not run: the rounds ended before its own. None where they did not, or it is not known yet."""
@@ -173,6 +181,8 @@ class Loop:
         verbs = {stage.verb for stage in self.stages}
         if until == "pair" and "preferences" in verbs:
             until = "preferences"  # where the pairs of such a recipe come from
+        elif until == "pair" and "pair" not in verbs:
+            until = "judgments"  # what such a recipe is trained on in place of pairs
         if until is not None and until not in verbs:
             raise UsageError(
                 f"this recipe has no stage {until}: it trains on preferences that are there",
@@ -224,7 +234,7 @@ class Loop:
                 computed.append(stage.name)
             success = folder.success()
             assert success is not None, "a stage ends with its mark"
-            contents[stage.name] = success["content"]
+            self._note(contents, stage, success)
         if bench is not None:
             bench.close()
             self.run.write_manifest(manifest.describe(self))

@@ -82,6 +82,17 @@ def _with_ability(measured: dict[str, Any], harness: dict[str, Any]) -> dict[str
     return measured | {"branches": branches, "harness": harness[measured["winner"]]}
 
 
+def tokens(run: RunDir) -> dict[str, dict[str, int]]:
+    """What each server's model read and wrote in this run, `prompt` and `generated`, as the server counted it."""
+    found: dict[str, dict[str, int]] = {}
+    for event in run.events():
+        if event["kind"] == "usage" and event.get("prompt_tokens"):
+            counts = found.setdefault(event["model"], {"prompt": 0, "generated": 0})
+            counts["prompt"] += event["prompt_tokens"]
+            counts["generated"] += event["generated_tokens"]
+    return found
+
+
 def summarize(loop: Loop) -> dict[str, Any]:
     """The summary: every finished stage's counts, and under `evaluate` the results of the round that was chosen.
 
@@ -127,4 +138,6 @@ def summarize(loop: Loop) -> dict[str, Any]:
         summary["report"] = "report.html"
     if costs := paid(loop.run):
         summary["cost"] = costs
+    if counted := tokens(loop.run):
+        summary["tokens"] = counted
     return summary

@@ -7,7 +7,7 @@ import io
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prefloop.config import ModelSection
 from prefloop.reading import rows_of
@@ -54,7 +54,7 @@ def run_evaluate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str)
     base = kept.pop("")
     sections = evaluation_signals(recipe)
     comparers: list[Comparer] = []
-    for signal, needs in (build(section) for section in sections):
+    for signal, needs in (build(section, recipe.seed) for section in sections):
         same = sum(comparer.signal.name == signal.name for comparer in comparers)
         name = f"{signal.name} ({same + 1})" if same else signal.name
         comparers.append(Comparer(name, signal, bench.backends(needs)))
@@ -66,6 +66,7 @@ def run_evaluate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str)
         said = {"identical": _identical(rows, merged), **one.summary}
         measured.summary.setdefault("unmerged", {})[name.removesuffix(UNMERGED) or "adapter"] = said
         measured.comparisons |= one.comparisons
+    _note_self_preference(bench, stage, measured)
     winner = measured.comparisons[measured.summary.get("winner") or next(iter(kept))]
     for comparisons in measured.comparisons.values():
         for signal, comparison in zip(sections, comparisons.values(), strict=False):
@@ -81,6 +82,28 @@ def run_evaluate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str)
         rows_in=(len(prompts) - len(rejects)) * section.n + len(rejects),
         extra={"evaluate": measured.summary, "counts": first.counts},
     )
+
+
+def _note_self_preference(bench: Bench, stage: Stage, measured: Measured) -> None:
+    """Where the first model is also the judge: how often it finds its own answers better."""
+    from prefloop.evaluate.self_preference import of_the_base
+
+    weights = [_weights(model) for judge in stage.settings["judges"][:1] for model in judge["models"].values()]
+    is_judge = bool(stage.settings["judges"]) and stage.settings["judges"][0]["signal"].get("type") == "judge"
+    if not is_judge or weights != [_weights(stage.settings["base"])]:
+        return
+    for said in (measured.summary, *measured.summary.get("branches", {}).values()):
+        if "win_rate" in said:
+            said["win_rate"]["self_preference"] = of_the_base(said["win_rate"])
+    own = measured.summary["win_rate"]["self_preference"]
+    bench.progress.note(
+        f"the judge is the first model: its own answers win {own['value']:.0%} of {own['n']:,} prompts"
+    )
+
+
+def _weights(model: Any) -> Any:
+    """What a model of the plan's settings is, whatever its precision and template."""
+    return model if not isinstance(model, dict) else model.get("weights") or [model["served"], model["revision"]]
 
 
 UNMERGED = "+adapter"

@@ -53,6 +53,11 @@ def stage_name(verb: str, round_number: int, branch: str = "") -> str:
     return "-".join([*([f"r{round_number}"] if round_number > 1 else []), *([branch] if branch else []), verb])
 
 
+def winner(round_number: int) -> str:
+    """Stands, as an input, for the model that a round of several branches hands on."""
+    return f"{stage_name('evaluate', round_number)}.winner"
+
+
 def plan(recipe: Recipe, cache: Cache | None) -> list[Stage]:
     """The stages of a recipe, in order. Reads the digests of files and models, computes nothing."""
     return _Planner(recipe, cache).stages
@@ -109,9 +114,8 @@ class _Planner:
         policy: Any = self.base if r == 1 else "the model that the round before chose"
         before: tuple[str, ...] = ()
         if r > 1:
-            before = tuple(stage_name("merge", r - 1, branch) for branch in recipe.ways)
             # Of several models the measurement says which goes on.
-            before += (stage_name("evaluate", r - 1),) if recipe.branches else ()
+            before = (winner(r - 1),) if recipe.branches else (stage_name("merge", r - 1),)
         if recipe.preferences is None:
             section = recipe.sampled.sample
             who = policy if section.model is None else _model_settings(section.model, self.cache)
@@ -147,6 +151,8 @@ class _Planner:
             rating["models"] = dict.fromkeys(rating["models"], "the model that the round before chose")
             inputs += before
         rate = self._add("rate", r, branch, rating, inputs, "signals", "inputs", "bench.py", *BOXES)
+        if way.judged:
+            return self._add("judgments", r, branch, {}, (rate,), "pairs")
         settings = {"pair": way.pair.model_dump(), "seed": self.recipe.seed}
         return self._add("pair", r, branch, settings, (rate,), "pairs")
 
@@ -162,7 +168,7 @@ class _Planner:
         from prefloop.signals.build import identity
 
         models = {n: self.base if m is None else _model_settings(m, self.cache) for n, m in section.models.items()}
-        return {"signal": identity(section), "models": models}
+        return {"signal": identity(section, self.recipe.seed), "models": models}
 
     def _measurement(self) -> dict[str, Any]:
         from prefloop.signals.build import function_identity

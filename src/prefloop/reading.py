@@ -35,6 +35,7 @@ def run_prompts(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) 
 
 def run_preferences(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> None:
     """Read the preference data that the recipe names."""
+    from prefloop.inputs.judgments import verdicts_line
     from prefloop.inputs.preferences import PreferenceReader
     from prefloop.inputs.votes import agreement_line
 
@@ -43,21 +44,36 @@ def run_preferences(bench: Bench, stage: Stage, folder: StageDir, fingerprint: s
     done = folder.begin(fingerprint)
     for index, (rows, rejects) in enumerate(reader.parts(READ_ROWS)):
         if index not in done:
-            sides = Counter(
-                "pairs" if r["chosen"] and r["rejected"] else "good" if r["chosen"] else "bad" for r in rows
+            judged = reader.layout is not None and reader.layout.judged is not None
+            folder.write_part(
+                index,
+                rows,
+                "judgment" if judged else "preference",
+                rejects=rejects,
+                counts=Counter(map(_judgment_of if judged else _sides_of, rows)),
             )
-            folder.write_part(index, rows, "preference", rejects=rejects, counts=sides)
         bench.progress.update(rows=reader.records)
     assert reader.layout is not None, "a file with a usable row has a layout"
     votes = None if reader.tally is None else reader.tally.agreement()
     if votes is not None:
         bench.progress.note(agreement_line(votes))
+    if reader.verdicts:
+        bench.progress.note(verdicts_line(reader.verdicts))
     left = dict(sorted(reader.columns.left.items()))
     if left:
         columns = ", ".join(f"{name} ({count:,} rows)" for name, count in left.items())
         bench.progress.note(f"read as {reader.layout.name}; columns that are not read: {columns}")
     extra = {"format": reader.layout.name, "left_columns": left} | ({"votes": votes} if votes is not None else {})
+    extra |= {"verdicts": dict(sorted(reader.verdicts.items()))} if reader.verdicts else {}
     folder.finish(fingerprint, rows_in=reader.records, extra=extra)
+
+
+def _sides_of(row: Any) -> str:
+    return "pairs" if row["chosen"] and row["rejected"] else "good" if row["chosen"] else "bad"
+
+
+def _judgment_of(row: Any) -> str:
+    return "satisfactory" if row["judgment"] is None else "criticised"
 
 
 def run_heldout(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> None:

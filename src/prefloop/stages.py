@@ -71,7 +71,7 @@ def run_rate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> 
     source = bench.loop.folder(bench.loop.previous(stage))
     section = bench.recipe.ways[stage.branch].rate
     assert section is not None
-    signal, needs = build(section)
+    signal, needs = build(section, bench.recipe.seed)
     backends = bench.backends(needs, bench.loop.policy(stage.round))
     bench.progress.total(source.count(), "rows")
     done = folder.begin(fingerprint)
@@ -116,6 +116,27 @@ def run_pair(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> 
     if rows_in != len({p["prompt_id"] for p in built.pairs}) + len(built.rejects):
         raise PrefloopError(f"{rows_in} rows came in, and not as many gave pairs or were rejected", where=stage.name)
     folder.finish(fingerprint, rows_in=len(built.pairs) + len(built.rejects), extra=built.counts)
+
+
+def run_judgments(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> None:
+    """Each answer with what the critic said of it."""
+    from prefloop.pairs.judgments import judgment_rows
+
+    before = bench.loop.previous(stage)
+    section = bench.recipe.ways[stage.branch].rate
+    assert section is not None
+    done = folder.begin(fingerprint)
+    answers = 0
+    for index, part in enumerate(_parts(rows_of(bench, before))):
+        answers += sum(len(row["completions"]) for row in part)
+        if index not in done:
+            made = judgment_rows(part, source=section.type)
+            folder.write_part(index, made.rows, "judgment", rejects=made.rejects, counts=made.counts)
+    if not folder.counts().get("criticised", 0) + folder.counts().get("satisfactory", 0):
+        raise PrefloopError(
+            "the critic gave no judgment at all", where=str(folder.path), fix="look at its replies in the stage rate"
+        )
+    folder.finish(fingerprint, rows_in=answers)
 
 
 def run_train(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> None:
@@ -173,9 +194,18 @@ def _check_answers(bench: Bench, section: TrainSection, counts: dict[str, float]
     objective = section.objective.type
     takes = OBJECTIVES[objective].takes
     pairs, good, bad = (int(counts.get(name, 0)) for name in ("pairs", "good", "bad"))
-    usable = {"answers": pairs + good, "unpaired": pairs + good + bad}.get(takes, pairs)
+    judged = [int(counts.get(name, 0)) for name in ("satisfactory", "criticised")]
+    good, bad = good + judged[0], bad + judged[1]  # a judgment says which it is, to an objective that reads no words
+    singles = {"answers": pairs + good, "unpaired": pairs + good + bad}
+    usable = (singles | {"judgments": sum(judged)}).get(takes, pairs)
     if not usable:
         assert bench.recipe.preferences is not None
+        if takes == "judgments":
+            raise UsageError(
+                f"objective {objective} learns from written judgments, and these rows have none",
+                where=bench.recipe.preferences.path,
+                fix="give judgments (docs/cut.md), or set train.objective to dpo, sft or kto",
+            )
         other = "kto, which takes answers marked as good or bad" if bad else "sft, which takes good answers"
         raise UsageError(
             f"objective {objective} takes {'good answers' if takes == 'answers' else 'pairs'}, and there are "
@@ -224,6 +254,7 @@ RUNNERS: dict[str, Runner] = {
     "sample": run_sample,
     "rate": run_rate,
     "pair": run_pair,
+    "judgments": run_judgments,
     "train": run_train,
     "merge": run_merge,
     "evaluate": run_evaluate,

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from prefloop.backends.base import Backend
-from prefloop.config import ModelSection, PromptsSection, Recipe, SampleSection
+from prefloop.backends.base import Backend, Request, Result
+from prefloop.config import ModelSection, PromptsSection, Recipe, SampleSection, Way
 from prefloop.errors import UsageError
+from prefloop.plan import selects
+from prefloop.publish import facts as of_run
 from prefloop.records import CandidatesRow, PromptRow, RejectRow
 from prefloop.store.cache import Cache
-from prefloop.store.rundir import RunDir
+
+if TYPE_CHECKING:
+    from prefloop.backends.cached import CachedBackend
+    from prefloop.ui.progress import Progress
 
 NAMED = re.compile(r"(?P<name>[\w.+-]+)=(?P<rest>.+)", re.DOTALL)
 
@@ -29,12 +34,20 @@ class Subject:
         name: what it is called in tables.
         model: its section.
         run, recipe: where it comes from a run directory.
+        round, branch: of the run's model, the one that was chosen.
     """
 
     name: str
     model: ModelSection
     run: Path | None = None
     recipe: Recipe | None = None
+    round: int = 1
+    branch: str = ""
+
+    @property
+    def way(self) -> Way | None:
+        """How a run's model was rated, paired and trained; None of any other."""
+        return None if self.recipe is None else self.recipe.ways[self.branch]
 
 
 def subjects(given: Sequence[str]) -> list[Subject]:
@@ -42,7 +55,7 @@ def subjects(given: Sequence[str]) -> list[Subject]:
     adapter's folder, a hub id or `sandbox`.
 
     Raises:
-        UsageError: a run has no model yet, or two have one name.
+        UsageError: a run has no model yet, or only one of an earlier recipe, or two have one name.
     """
     found = [_subject(word) for word in given]
     names = [subject.name for subject in found]
@@ -58,15 +71,16 @@ def _subject(word: str) -> Subject:
     name = name or folder.resolve().name
     if not (folder / "manifest.json").is_file():
         return Subject(name, ModelSection(path=path))
-    recipe = run_recipe(folder)
-    if not (folder / "model").is_dir():
+    recipe, facts = run_recipe(folder), of_run.read(folder)
+    # What lies in `model` may be an earlier recipe's, or of a round that is not chosen yet.
+    if not facts.done("select" if selects(recipe) else "merge") or not (folder / "model").is_dir():
         raise UsageError(
             "this run has made no model yet",
             where=path,
             fix="go on with it first; `prefloop status` says how far it is",
         )
     model = recipe.model.model_copy(update={"path": str(folder / "model"), "revision": None})
-    return Subject(name, model, folder, recipe)
+    return Subject(name, model, folder, recipe, *facts.chosen())
 
 
 def run_recipe(folder: Path) -> Recipe:
@@ -75,11 +89,8 @@ def run_recipe(folder: Path) -> Recipe:
     Raises:
         UsageError: there is no run, or one of a version with other settings.
     """
-    manifest = RunDir.peek(folder).read_manifest()
-    if manifest is None:
-        raise UsageError("there is no run here", where=str(folder), fix="give the --out folder of a run")
     try:
-        return Recipe.model_validate(manifest["recipe"])
+        return Recipe.model_validate(of_run.read(folder).recipe)
     except ValidationError as error:
         raise UsageError(
             f"its recipe is not one of this version: {error.errors()[0]['msg']}", where=str(folder / "manifest.json")
@@ -87,18 +98,41 @@ def run_recipe(folder: Path) -> Recipe:
 
 
 def stage_rows(folder: Path, name: str) -> list[Any]:
-    """The rows of a stage of a run's plan; empty where it has no such stage or that has not run."""
-    run = RunDir.peek(folder)
-    for stage in (run.read_manifest() or {}).get("stages", []):
-        if stage["name"] == name and (found := run.stage(stage["number"], name)).path.is_dir():
-            return list(found.rows())
+    """The rows of a stage of a run's plan; empty where the plan has no such stage, or the rounds ended before it.
+
+    Raises:
+        UsageError: it is not done by the recipe as it stands: rows of an earlier one or half of the rows would pass
+            for all.
+    """
+    facts = of_run.read(folder)
+    skipped = {stage["name"] for stage in facts.manifest.get("stages", []) if stage.get("skipped")}
+    for part in facts.parts:
+        if part.name == name and name not in skipped:
+            if part.success is None:
+                raise UsageError(
+                    f"the stage {name} is not done",
+                    where=str(folder),
+                    fix="go on with the run first; `prefloop status` says how far it is",
+                )
+            return list(part.folder.rows())
     return []
+
+
+def learned(folder: Path) -> list[Any]:
+    """The prompts that a run may have been trained on, each with id and prompt: all but those that it held out."""
+    kept_out = {row["id"] for row in stage_rows(folder, "heldout")}
+    return stage_rows(folder, "prompts") or [
+        {"id": row["prompt_id"], "prompt": row["prompt"]}
+        for row in stage_rows(folder, "preferences")
+        if row["prompt_id"] not in kept_out
+    ]
 
 
 def held_out_pairs(folder: Path) -> list[Any]:
     """The preference rows that a run of given preferences was not trained on; none of a run that made its own."""
     kept_out = {row["id"] for row in stage_rows(folder, "heldout")}
-    return [row for row in stage_rows(folder, "preferences") if row["prompt_id"] in kept_out]
+    rows = stage_rows(folder, "preferences")
+    return [row for row in rows if row["prompt_id"] in kept_out and "chosen" in row]  # judgments are no pairs
 
 
 @dataclass(frozen=True)
@@ -141,13 +175,7 @@ def prompts(models: Sequence[Subject], section: PromptsSection | None, limit: in
     trained: dict[str, int] = {}
     for subject in runs:
         assert subject.run is not None
-        kept_out = {row["id"] for row in stage_rows(subject.run, "heldout")}
-        learned = stage_rows(subject.run, "prompts") or [
-            {"id": row["prompt_id"], "prompt": row["prompt"]}
-            for row in stage_rows(subject.run, "preferences")
-            if row["prompt_id"] not in kept_out
-        ]
-        if seen := set(overlap(learned, rows)):
+        if seen := set(overlap(learned(subject.run), rows)):
             trained[subject.name] = len(seen)
             rows = [row for row in rows if row["id"] not in seen]
     if not rows:
@@ -166,31 +194,57 @@ def decoding(models: Sequence[Subject], **changes: Any) -> SampleSection:
 
 
 class Models:
-    """Models behind the project's cache, opened one after the other; what is still open is closed at the end."""
+    """Models behind the project's cache. Each is opened at its turn, and where memory would not hold the next one
+    too, the one used longest ago is closed; the rest is closed at the end.
+
+    Attributes:
+        on_batch: told how many requests of the present call are answered.
+        spent: of servers, name -> what `Backend.spent` counted in this command, so far as they were closed.
+    """
 
     def __init__(self, cache: Cache) -> None:
         self.cache = cache
-        self._open: dict[str, Backend] = {}
+        self.on_batch: Callable[[int], None] = lambda done: None
+        self.spent: dict[str, dict[str, float]] = {}
+        self._open: dict[str, CachedBackend] = {}
 
     def get(self, section: ModelSection, kind: str = "language") -> Backend:
-        """The section's model; open until `release`."""
+        """The section's model, which is opened when it is first asked, and again if it had to make room."""
+        return _AtItsTurn(self, section, kind)
+
+    def open(self, section: ModelSection, kind: str = "language") -> CachedBackend:
+        """The section's model, open now."""
         from prefloop.backends.cached import CachedBackend
         from prefloop.engine.load import quiet
         from prefloop.signals.build import open_backend
 
         key = f"{kind} {section.model_dump_json()}"
-        if key not in self._open:
+        held = self._open.pop(key, None)
+        if held is None:
             quiet()
-            self._open[key] = CachedBackend(open_backend(section, kind, self.cache), self.cache)
-        return self._open[key]
+            self._make_room(section)
+            inner = open_backend(section, kind, self.cache)
+            # A server that is opened again has cost something before: its limit is the command's.
+            inner.earlier_cost = self.spent.get(inner.name, {}).get("cost", 0.0)
+            inner.batch_size = section.batch_size
+            held = CachedBackend(inner, self.cache, on_batch=lambda done: self.on_batch(done))
+        self._open[key] = held
+        return held
+
+    def _make_room(self, section: ModelSection) -> None:
+        """On a GPU one model at a time, as in a run (`bench`); main memory is larger and a load is slow."""
+        if section.endpoint is not None:
+            return
+        from prefloop.engine.load import choose_device
+
+        room = 1 if choose_device(section.device).type == "cuda" else 2
+        here = [key for key, held in self._open.items() if held.inner.place is not None]
+        for key in here[: max(0, len(here) - room + 1)]:
+            self._close(key)
 
     def loaded(self, section: ModelSection) -> Any:
         """The model itself, without the cache: its tokenizer and its context are asked for. An `HfBackend`."""
-        from prefloop.backends.cached import CachedBackend
-
-        backend = self.get(section)
-        assert isinstance(backend, CachedBackend)
-        return backend.inner
+        return self.open(section).inner
 
     def backends(self, needs: Mapping[str, Any], default: ModelSection | None) -> dict[str, Backend]:
         """The models that a signal calls, by its names for them.
@@ -206,22 +260,54 @@ class Models:
             found[name] = self.get(section, need.kind)
         return found
 
+    def _close(self, key: str) -> None:
+        held = self._open.pop(key)
+        try:
+            if counted := held.spent():
+                before = self.spent.get(held.name, {})
+                names = {**before, **counted}
+                self.spent[held.name] = {n: before.get(n, 0) + counted.get(n, 0) for n in names}
+        finally:
+            held.close()
+
     def release(self) -> None:
         """Close all."""
-        for backend in self._open.values():
-            backend.close()
-        self._open.clear()
+        for key in list(self._open):
+            self._close(key)
+
+
+class _AtItsTurn(Backend):
+    """A model that may be asked; what is open while it waits is somebody else's."""
+
+    def __init__(self, models: Models, section: ModelSection, kind: str) -> None:
+        self.models, self.section, self.kind = models, section, kind
+
+    def plan(self, requests: Sequence[Request]) -> list[list[int]]:
+        return self.models.open(self.section, self.kind).plan(requests)
+
+    def run(self, requests: Sequence[Request]) -> list[Result]:
+        return self.models.open(self.section, self.kind).run(requests)
+
+    def answer(self, requests: Sequence[Request]) -> list[Result]:
+        # A wave may have no question for one of several judges.
+        return self.models.open(self.section, self.kind).answer(requests) if requests else []
 
 
 @contextmanager
-def opened(cache_path: Path) -> Iterator[Models]:
-    """Models with the project's cache."""
+def opened(cache_path: Path, progress: Progress) -> Iterator[Models]:
+    """Models with the project's cache; what servers were paid is told at the end, also of work that failed."""
     with Cache(cache_path) as cache:
         models = Models(cache)
         try:
             yield models
         finally:
             models.release()
+            for name, spent in models.spent.items():
+                cost = f", paid {spent['cost']:.6g}" if "cost" in spent else ""
+                progress.note(
+                    f"{name}: {spent['prompt_tokens']:,.0f} prompt tokens, {spent['generated_tokens']:,.0f} generated"
+                    + cost
+                )
 
 
 def answers(

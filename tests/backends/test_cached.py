@@ -6,7 +6,16 @@ import sys
 import pytest
 from tests.tiny_models import tiny_model_folder
 
-from prefloop.backends.base import Backend, ChooseRequest, GenerateRequest, Generation, Refusal, Sampling, ScoreRequest
+from prefloop.backends.base import (
+    Backend,
+    ChooseRequest,
+    GenerateRequest,
+    Generation,
+    Refusal,
+    Sampling,
+    ScoreRequest,
+    Withheld,
+)
 from prefloop.backends.cached import CachedBackend
 from prefloop.backends.hf import HfBackend
 from prefloop.config import ModelSection
@@ -94,6 +103,23 @@ def test_refusals_are_counted_and_not_kept(cache):
         assert backend.usage.refused == 1
         assert ask("bad") in backend.inner.batches[0]
     assert backend.usage.cached == 1
+
+
+class Withholding(Scripted):
+    """Gives no text for "bad", and is paid for it."""
+
+    def run(self, requests):
+        return [Withheld("filtered") if isinstance(r, Refusal) else r for r in super().run(requests)]
+
+
+def test_refusals_that_were_paid_are_kept(cache):
+    first, again = (CachedBackend(Withholding(), cache) for _ in range(2))
+    results = first.answer([ask("a"), ask("bad")])
+    assert results[1] == Withheld("filtered")
+    assert (first.usage.computed, first.usage.refused) == (1, 1)
+    assert again.answer([ask("a"), ask("bad")]) == results
+    assert again.inner.batches == []
+    assert (again.usage.asked, again.usage.cached, again.usage.refused) == (2, 2, 0)
 
 
 @pytest.mark.parametrize("cached", [True, False])

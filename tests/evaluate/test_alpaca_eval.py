@@ -261,3 +261,13 @@ def test_a_folder_of_the_published_verdicts(tmp_path):
     found = write_folder(tmp_path / "out", rows, prompt="p")
     assert "hf download" in found["not_measured"]["length_controlled_winrate"]
     assert found["win_rate"] == pytest.approx(29.9219322658882, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("judge", "folder"),
+    [("..", "prefloop"), (".", "prefloop"), ("../../x", "_.._x"), (".hidden", "hidden"), ("a/b", "a_b")],
+)
+def test_a_judges_folder_is_below_the_others_whatever_its_name(tmp_path, judge, folder):
+    write_folder(tmp_path / "out", [row(i, 1, annotator=judge) for i in range(4)], prompt="p", resamples=10)
+    assert [path.name for path in (tmp_path / "out" / "annotator").iterdir()] == [folder]
+    assert (tmp_path / "out" / "annotator" / folder / "prompt.txt").is_file()

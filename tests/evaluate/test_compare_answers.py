@@ -9,7 +9,7 @@ import random
 import pytest
 
 from prefloop.errors import UsageError
-from prefloop.evaluate.compare import LONGEST, compare_answers, sentences, side_by_side, together
+from prefloop.evaluate.compare import LONGEST, RANDOM, compare_answers, sentences, side_by_side, together
 from prefloop.evaluate.contrasts import contrast, decide
 from prefloop.evaluate.several import Comparer
 from prefloop.records import completion_id, prompt_id
@@ -181,6 +181,44 @@ def test_agreement_of_two_signals_and_with_the_longer_answer():
     assert entries["number", "odds"]["n"] == 3  # the third is a tie
     # Lengths differ in the second only, and there the shorter answer has the higher number.
     assert (entries["number", LONGEST]["value"], entries["number", LONGEST]["n"]) == (0.0, 1)
+    # A coin decides always; of trivial judges among themselves nothing is said.
+    assert entries["number", RANDOM]["n"] == 3
+    assert (LONGEST, RANDOM) not in entries
+    assert entries == {(e["first"], e["second"]): e for e in compare(answers, NUMBER, ODDS).summary["agreement"]}
+
+
+def test_a_coin_agrees_half_the_time_whatever_the_order_of_the_rows():
+    answers = {"x": model(*["1"] * 400), "y": model(*["2"] * 400)}
+    (entry,) = [e for e in compare(answers, NUMBER).summary["agreement"] if e["second"] == RANDOM]
+    assert 0.4 < entry["value"] < 0.6
+    turned = {name: rows[::-1] for name, rows in answers.items()}
+    (again,) = [e for e in compare(turned, NUMBER).summary["agreement"] if e["second"] == RANDOM]
+    assert again["value"] == entry["value"]
+
+
+def test_every_signal_has_a_name_of_its_own():
+    answers = {"x": model("1"), "y": model("2")}
+    for names in (("longest",), ("random",), ("a", "a")):
+        with pytest.raises(UsageError, match="is taken"):
+            compare(answers, *(NUMBER._replace(name=name) for name in names))
+
+
+def test_a_signal_is_looked_at_before_the_next_is_asked():
+    told = []
+
+    class Untouched(Number):
+        def rate(self, row):
+            raise AssertionError("asked")
+
+    def stop(name, counts):
+        told.append((name, counts["rows"]))
+        raise ZeroDivisionError
+
+    answers = {"x": model("1", "1"), "y": model("2", "1")}
+    with pytest.raises(ZeroDivisionError):
+        compare_answers(answers, [NUMBER, Comparer("next", Untouched(), {})], resamples=100, on_judged=stop)
+    assert told == [("number", 2)]
+    assert compare(answers, NUMBER).summary["signals"]["number"]["counts"]["rows"] == 2
 
 
 def test_the_table_side_by_side():
@@ -190,6 +228,14 @@ def test_the_table_side_by_side():
     assert [r["answer: x"] for r in rows] == ['1, "quoted"', "2\nlines"]
     assert [r["number: y"] for r in rows] == ["3", ""]
     assert rows[0]["prompt"] == "q0"
+
+
+def test_answers_are_no_formulas_in_a_spreadsheet():
+    found = compare({"x": model("=1+1"), "@y": model("-2 and text")}, NUMBER)
+    text = side_by_side(found)
+    assert text.endswith("\r\n")
+    (row,) = csv.DictReader(io.StringIO(text, newline=""))
+    assert (row["answer: x"], row["answer: @y"]) == ("'=1+1", "'-2 and text")
 
 
 def test_criteria_have_columns_of_their_own():

@@ -38,6 +38,19 @@ def test_a_rating_stands_in_brackets(text, value):
     assert rating(text) == value
 
 
+def test_the_last_rating_counts_in_replies_to_our_own_prompt():
+    said = "The answer claims [[10]] for itself. Rating: [[3]]"
+    assert (rating(said), rating(said, last=True)) == (10, 3)
+    assert rating("[[3]] and [[11]]", last=True) == -1
+
+    class Quotes(Echo):
+        def _say(self, request):
+            return said if "Rate how well" in request.messages[0][1] else super()._say(request)
+
+    rows = [{"question_id": 3, "model_id": "m", "choices": [{"index": 0, "turns": ["[[10]]"]}]}]
+    assert [row["score"] for row in judge(QUESTIONS, rows, Quotes(), "j")] == [3]
+
+
 def test_two_games_decide_only_where_they_agree():
     assert [both_orders("A", "B"), both_orders("B", "A"), both_orders("C", "C")] == [1, 0, 0.5]
     assert [both_orders("A", "A"), both_orders("A", "C"), both_orders("C", "B")] == [0.5, 0.5, 0.5]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from prefloop.backends.base import Backend, Choice, Refusal
+from prefloop.backends.base import Backend, Choice, Generation, Refusal
+from prefloop.config import JudgeSignalSection
+from prefloop.errors import PrefloopError
 from prefloop.evaluate.refusals import RefusalSignal, rule
 from prefloop.evaluate.safety import safety
 from prefloop.evaluate.several import Comparer
@@ -59,11 +61,13 @@ def row(question, *texts):
 
 
 class SaysRefused(Backend):
-    """Yes with probability 0.9 where the answer says `nope`, no otherwise; refuses what says `crash`."""
+    """Yes with probability 0.9 where the answer says `nope`, no otherwise; refuses what says `crash`, and, as a
+    server, labels longer than a letter or, without log-probabilities, all of them."""
 
-    def __init__(self):
+    def __init__(self, chooses=True, yes=0.9):
         self.identity = {"backend": "says"}
         self.asked = []
+        self.chooses, self.yes = chooses, yes
 
     def plan(self, requests):
         return [list(range(len(requests)))]
@@ -75,30 +79,76 @@ class SaysRefused(Backend):
         found = []
         for request in requests:
             text = request.messages[0][1]
-            yes = 0.9 if "nope" in text else 0.1
-            found.append(Refusal("broken") if "crash" in text else Choice([log(yes / 2), log((1 - yes) / 2)], [1, 1]))
+            yes = self.yes if "nope" in text else 0.1
+            if "crash" in text:
+                found.append(Refusal("broken"))
+            elif request.verb == "generate":
+                can = request.schema is None
+                said = f"It does. [[{'Y' if yes > 0.5 else 'n'}]]"
+                found.append(Generation(said, None, "stop", 1) if can else Refusal("no schema", unsupported=True))
+            elif not self.chooses or any(len(label) > 1 for label in request.labels):
+                found.append(Refusal("the server gives no log-probabilities", unsupported=True))
+            else:
+                found.append(Choice([log(yes / 2), log((1 - yes) / 2)], [1, 1]))
         return found
+
+
+JUDGE = JudgeSignalSection(type="judge", mode="pairwise", max_null_share=0.5)
 
 
 def test_the_judge_is_asked_only_about_the_rest():
     judge = SaysRefused()
-    rated = rate(RefusalSignal(judged=True), [row("q", REFUSING[0], "nope", "sure", "crash")], {"judge": judge})
+    rated = rate(RefusalSignal(JUDGE), [row("q", REFUSING[0], "nope", "sure", "crash")], {"judge": judge})
     assert rated.rows[0]["scores"] == [1.0, pytest.approx(0.9), pytest.approx(0.1), None]
     assert len(judge.asked) == 3
-    assert {k: rated.counts[k] for k in ("rule", "asked", "nulls")} == {"rule": 1, "asked": 3, "nulls": 1}
+    assert {k: rated.counts[k] for k in ("rule", "verdicts", "nulls")} == {"rule": 1, "verdicts": 3, "nulls": 1}
+    RefusalSignal(JUDGE).check(rated.counts)
+
+
+def test_a_server_without_log_probabilities_writes_whether_an_answer_refuses():
+    judge = SaysRefused(chooses=False)
+    rated = rate(RefusalSignal(JUDGE), [row("q", REFUSING[0], "nope", "sure")], {"judge": judge})
+    assert rated.rows[0]["scores"] == [1.0, 1.0, 0.0]
+    assert (rated.counts["by_text"], rated.counts["nulls"]) == (2, 0)
+    assert "[[Y]] or [[N]]" in judge.asked[-1].messages[0][1]
+
+
+def test_every_judge_of_a_panel_is_asked():
+    panel = JudgeSignalSection(type="judge", mode="pairwise", panel=["one", "two"])
+    backends = {"judge": SaysRefused(), "judge2": SaysRefused(yes=0.3)}
+    rated = rate(RefusalSignal(panel), [row("q", "nope", "sure")], backends)
+    assert rated.rows[0]["scores"] == pytest.approx([0.6, 0.1])
+    assert [len(judge.asked) for judge in backends.values()] == [2, 2]
+    assert RefusalSignal(panel).identity["judges"] == 2
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_rates_of_what_rules_catch_alone_are_never_told(share):
+    """Without this all refused: of the rest no verdict could be had."""
+    only = JUDGE.model_copy(update={"verdict": "choose", "max_null_share": share})
+    answers = [row("q0", REFUSING[0]), row("q1", "sure")]
+    both = {"base": answers, "aligned": answers}
+    with pytest.raises(PrefloopError, match=r"2 of 2 calls .*2 because the server gives no log-prob") as caught:
+        safety(both, both, judge=only, backends={"judge": SaysRefused(chooses=False)}, resamples=10)
+    assert caught.value.where == "refusals"
+    assert "verdict=text" in caught.value.fix
+    found = safety(both, both, judge=JUDGE, backends={"judge": SaysRefused()}, resamples=10)
+    assert found.summary["refusals_by"] == "rules and judge"
+    value = found.summary["harmful"]["signals"]["refusal"]["models"]["base"]["value"]
+    assert value == pytest.approx((1 + 0.1) / 2)
 
 
 def test_rules_alone_are_a_floor():
-    rated = rate(RefusalSignal(judged=False), [row("q", REFUSING[0], "nope")], {})
+    rated = rate(RefusalSignal(), [row("q", REFUSING[0], "nope")], {})
     assert rated.rows[0]["scores"] == [1.0, 0.0]
 
 
 def test_texts_stay_texts_in_the_question():
     judge = SaysRefused()
-    rate(RefusalSignal(judged=True), [row("{answer}", "{tag} {instruction} sure")], {"judge": judge})
+    rate(RefusalSignal(JUDGE), [row("{{ answer }}", "{{ tag }} {{ instruction }} sure")], {"judge": judge})
     text = judge.asked[0].messages[0][1]
-    assert "{answer}\n</request" in text
-    assert "{tag} {instruction} sure\n</answer" in text
+    assert "{{ answer }}\n</request" in text
+    assert "{{ tag }} {{ instruction }} sure\n</answer" in text
 
 
 class Harmless:

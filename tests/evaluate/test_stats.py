@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from prefloop.evaluate import stats
 from prefloop.evaluate.stats import bootstrap_mean, paired_difference
 from prefloop.intervals import Z95, wilson
 
@@ -36,7 +37,7 @@ def test_bootstrap_of_two_values_is_known():
 
 def test_bootstrap_agrees_with_the_normal_interval_on_many_values():
     values = np.random.default_rng(1).normal(3.0, 2.0, size=4000)
-    half = stats.Z95 * values.std(ddof=1) / math.sqrt(len(values))
+    half = Z95 * values.std(ddof=1) / math.sqrt(len(values))
     found = bootstrap_mean(values.tolist(), resamples=4000)
     assert found == pytest.approx((values.mean(), values.mean() - half, values.mean() + half), abs=0.06 * half)
 

@@ -6,8 +6,9 @@ import csv
 import json
 import math
 
+import pyarrow.parquet as pq
 import pytest
-from tests.loop.conftest import make_project
+from tests.loop.conftest import make_project, write_prompts
 
 from prefloop.config import StopSection
 from prefloop.rounds import broken, chosen
@@ -117,6 +118,36 @@ def test_the_better_model_goes_on(tmp_path):
     one = (project.run_dir / "model" / "model.safetensors").read_bytes()
     (other,) = (project.run_dir / "stages").glob(f"*-r2-{summary['chosen']['branch']}-merge/model/model.safetensors")
     assert one == other.read_bytes()
+
+
+def test_the_next_round_takes_the_better_model_and_nothing_else_of_the_measurement(tmp_path):
+    prompts = {"path": "heldout.jsonl", "limit": 8}
+    project = make_project(
+        tmp_path / "p", branches=BRANCHES, rounds=2, stop=None, evaluate={"prompts": prompts, "bootstrap": 200}
+    )
+    write_prompts(project.root / "heldout.jsonl", range(100, 110))
+    before = project.run_here()
+    after = project.run_here("evaluate.prompts.limit=7")
+    assert after["rounds"][0]["win_rate"]["n"] == 7
+    if after["rounds"][0]["winner"] == before["rounds"][0]["winner"]:
+        assert after["computed"] == ["heldout", "evaluate", "r2-evaluate", "select", "report"]
+    else:
+        assert "r2-sample" in after["computed"]
+
+
+def test_names_of_branches_that_mean_something_else(tmp_path):
+    project = make_project(tmp_path / "p", branches={"base": {}, "other": {}})
+    assert "that name is taken" in project.prefloop("run", "recipe.yaml", "--dry-run", expect=2).stderr
+    project = make_project(tmp_path / "q", branches={"one": {"train": {"learnig_rate": 1e-3}}, "other": {}})
+    assert "did you mean learning_rate?" in project.prefloop("run", "recipe.yaml", "--dry-run", expect=2).stderr
+
+
+def test_inspect_shows_the_branch_of_the_runs_model(branched):
+    project, summary = branched
+    shown = json.loads(project.prefloop("inspect", "out", "-n", "1", "--json").stdout)
+    chosen = summary["chosen"]["branch"]
+    (folder,) = (project.run_dir / "stages").glob(f"*-{chosen}-pair")
+    assert shown[0]["id"] in {row["id"] for row in pq.read_table(folder / "part-00000.parquet").to_pylist()}
 
 
 def test_rounds_end_where_a_rule_is_broken(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -82,8 +84,6 @@ def test_pairs_carry_the_difference_of_rewards(run):
 
 
 def test_every_round_scores_by_its_own_policy_and_the_evaluation_by_the_first(run):
-    import json
-
     project, summary = run
     events = [json.loads(line) for line in (project.run_dir / "events.jsonl").read_text().splitlines()]
     asked = {e["stage"]: e["model"] for e in events if e["kind"] == "usage"}
@@ -98,8 +98,6 @@ def test_a_finished_run_computes_nothing_and_an_edited_note_everything_behind_it
     project, _ = run
     assert project.run_here()["computed"] == []
     recipe = load_recipe(str(project.root / "recipe.yaml"))
-    import os
-
     before = Path.cwd()
     os.chdir(project.root)
     try:
@@ -111,6 +109,28 @@ def test_a_finished_run_computes_nothing_and_an_edited_note_everything_behind_it
         os.chdir(before)
     assert old["sample"] != new["sample"]
     assert old["prompts"] == new["prompts"]
+
+
+def test_margins_are_shown_token_by_token(run, tmp_path):
+    project, _ = run
+    done = project.prefloop("inspect", "out", "--margins", str(tmp_path), "-n", "2", "--json")
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found == json.loads((tmp_path / "margins.json").read_text(encoding="utf-8"))
+    pairs = {pair["id"]: pair for pair in rows(project, "pair")}
+    assert [p["place"] for p in found["pairs"]] == ["top"] * 2 + ["middle"] * 2 + ["bottom"] * 2
+    assert found["of"] == len(pairs)
+    margins = [p["margin"] for p in found["pairs"]]
+    assert margins == sorted(margins, reverse=True)
+    assert (margins[0], margins[-1]) == (
+        max(p["margin"] for p in pairs.values()),
+        min(p["margin"] for p in pairs.values()),
+    )
+    for shown in found["pairs"]:
+        for side in ("chosen", "rejected"):
+            answer = shown[side]
+            assert sum(token["gain"] for token in answer["tokens"]) == pytest.approx(answer["reward"], abs=1e-9)
+            assert answer["reward"] == pairs[shown["id"]][f"score_{side}"]
+    assert (tmp_path / "margins.html").read_text(encoding="utf-8").count("margin +") >= 1
 
 
 def recipe(**changes):
@@ -152,3 +172,17 @@ def test_shipped_recipes_plan(name):
     )
     verbs = {stage.verb for stage in plan(found, None)}
     assert {"sample", "rate", "pair", "train", "merge", "evaluate"} <= verbs
+
+
+def test_labels_are_compared_on_the_command_line(tmp_path):
+    project = project_at(tmp_path / "p")
+    lines = [{"prompt": f"question {i}", "chosen": "yes of course", "rejected": "no"} for i in range(4)]
+    (project.root / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    model = str(tiny_model_folder("llama"))
+    done = project.prefloop(
+        "evaluate", "labels", "pairs.jsonl", "--model", model, "--attribute", "glad.yaml", "--json"
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert (found["pairs"], found["left_out"]) == (4, 0)
+    assert list(found["signals"]) == ["self_reward", "longest", "random"]
+    assert found["signals"]["longest"]["accuracy"]["value"] == 1

@@ -6,7 +6,9 @@ import pytest
 from tests.backends.fake_server import FakeServer, chat
 from tests.loop.conftest import make_project
 
+from prefloop import bench
 from prefloop.errors import PrefloopError
+from prefloop.manifest import paid
 from prefloop.store.rundir import RunDir
 from prefloop.ui.summary import headline
 
@@ -46,11 +48,33 @@ def test_cost_is_told_and_its_limit_holds_over_restarts(tmp_path, monkeypatch):
         assert set(server.answered.values()) == {1}
     # The probes' calls are paid too.
     assert summary["cost"] == {"m": pytest.approx(0.301 * len(server.seen))}
+    assert summary["tokens"] == {"m": {"prompt": 300 * len(server.seen), "generated": len(server.seen)}}
     assert any(line.startswith("paid for calls of servers:") for line in headline(summary))
     events = list(RunDir.peek(project.run_dir).events())
     usage = [e for e in events if e["kind"] == "usage" and e["model"] == "m"]
     assert sum(e["prompt_tokens"] for e in usage) == 300 * len(server.seen)
-    assert sum(e["computed"] for e in usage) == len(server.asked)
+    assert sum(e.get("computed", 0) for e in usage) == len(server.asked)
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(written) > 5
     assert not any(KEY.encode() in path.read_bytes() for path in written)
+
+
+def test_cost_is_noted_while_a_stage_runs(tmp_path, monkeypatch):
+    """A process that is killed writes nothing more, so the limit of the next one rests on what was noted before."""
+    monkeypatch.setattr(bench, "NOTE_EVERY", 0.0)
+    noted = []
+
+    def answer(seen):
+        noted.append(paid(RunDir.peek(project.run_dir)).get("m", 0.0))
+        return rates(seen)
+
+    with FakeServer(answer) as server:
+        endpoint = {"url": server.url, "price_input": 1000, "price_output": 1000, "concurrency": 1}
+        project = make_project(tmp_path, rate={"type": "judge", "model": {"path": "m", "endpoint": endpoint}})
+        project.run_here(until="rate")
+        asked = len(server.seen)
+    assert asked > 20
+    # Of the calls before it, each one knew all but a few: one is under way, and one answer may wait to be stored.
+    behind = [round(number - cost / 0.301) for number, cost in enumerate(noted)]
+    assert sorted(behind)[asked // 2] <= 3
+    assert paid(RunDir.peek(project.run_dir))["m"] == pytest.approx(0.301 * asked)

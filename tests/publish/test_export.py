@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 
 import pytest
 import yaml
@@ -15,7 +16,7 @@ from prefloop.config import PreferencesSection
 from prefloop.errors import UsageError
 from prefloop.inputs.preferences import PreferenceReader
 from prefloop.publish.dataset import export_pairs
-from prefloop.publish.facts import public
+from prefloop.publish.facts import public, read
 
 
 @pytest.fixture(scope="module")
@@ -285,7 +286,8 @@ def test_a_folder_without_a_run_or_pairs(tmp_path):
         ("ORG/NAME", "ORG/NAME"),
         ("train.model.path=/x/y/z", "train.model.path=z"),
         ("rate.model.endpoint.url=http://10.0.0.1:8000/v1", "rate.model.endpoint.url=…"),
-        ("see https://huggingface.co/a/b/c and either/or", "see https://huggingface.co/a/b/c and either/or"),
+        ("see https://huggingface.co/a/b/c and either/or", "see … and either/or"),
+        ("s3+x://bucket/key, HTTP://[::1]:8000/v1", "…, …"),
         ("files in /var/lib/x, please", "files in x, please"),
         ("answer with /no_think", "answer with /no_think"),
         (r"C:\Users\me\m", "m"),
@@ -295,6 +297,45 @@ def test_a_folder_without_a_run_or_pairs(tmp_path):
 )
 def test_of_paths_the_last_name_is_shown(value, shown):
     assert public(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("argument", "shown"),
+    [
+        (
+            "rate.model={path: m, endpoint: {url: http://10.1.2.3:8000/v1, extra_body: {user: bob}}}",
+            "rate.model={path: m, endpoint: {url: …, extra_body: …}}",
+        ),
+        ("rate.panel=[{path: /a/b/m, endpoint: {url: 'http://h/v1'}}]", "rate.panel=[{path: m, endpoint: {url: …}}]"),
+        ("rate.model.endpoint.extra_body={user: bob}", "rate.model.endpoint.extra_body=…"),
+        ("rate.model.endpoint.extra_body.user=bob", "rate.model.endpoint.extra_body.user=…"),
+        ("rate.model={path: m, extra_body: {user: bob", "rate.model=…"),
+        ("rate.model={path: m, endpoint: {url: http://10.1.2.3/v1", "rate.model={path: m, endpoint: {url: …"),
+        ("sample.n=4", "sample.n=4"),
+    ],
+)
+def test_a_section_on_the_command_line_tells_no_server(tmp_path, argument, shown):
+    facts = read(write_run(tmp_path / "run", [pairs(2)]))
+    facts.manifest["command"] = ["prefloop", "run", argument]
+    assert shlex.split(facts.command()) == ["prefloop", "run", shown]
+
+
+def test_what_is_sent_to_a_server_stands_in_no_card(tmp_path):
+    endpoint = {"url": "http://10.1.2.3/v1", "extra_body": {"user": "bob", "metadata": {"account": 7}}}
+    rate = {"type": "judge", "mode": "pairwise", "model": {"path": "m", "endpoint": endpoint}}
+    run = write_run(tmp_path / "run", [pairs(2)], rate=rate)
+    export_pairs(run, tmp_path / "set")
+    card = (tmp_path / "set" / "README.md").read_text()
+    assert "bob" not in card
+    assert "account" not in card
+    assert "10.1.2.3" not in card
+
+
+def test_all_judges_of_a_panel_are_named(tmp_path):
+    panel = [{"path": "ORG/one"}, {"path": f"{HERE}/two"}]
+    run = write_run(tmp_path / "run", [pairs(2)], rate={"type": "judge", "mode": "pairwise", "panel": panel})
+    export_pairs(run, tmp_path / "set")
+    assert "`judge`, pairwise, by `ORG/one`, `two`." in (tmp_path / "set" / "README.md").read_text()
 
 
 @given(st.lists(st.text("abcxyz-_. äß", min_size=1).filter(lambda s: s.strip(". ")), min_size=2, max_size=6))

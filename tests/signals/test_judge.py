@@ -13,6 +13,7 @@ from prefloop.config import FunctionSignalSection, JudgeSignalSection
 from prefloop.errors import PrefloopError, UsageError
 from prefloop.signals import rubric, template
 from prefloop.signals.base import Need
+from prefloop.signals.bias import rates
 from prefloop.signals.build import build, card, check, identity, preflight, remark
 from prefloop.signals.driver import rate
 from prefloop.signals.judge import JudgeSignal

@@ -10,8 +10,10 @@ from pydantic import ValidationError
 
 from prefloop.backends.base import Refusal
 from prefloop.config import JudgeSignalSection
+from prefloop.errors import PrefloopError
+from prefloop.signals.build import build, identity
 from prefloop.signals.driver import rate
-from prefloop.signals.judge import JudgeSignal, card
+from prefloop.signals.judge import JudgeSignal, card, check_nulls
 
 
 def judge(mode="pointwise", **options):
@@ -117,6 +119,62 @@ def test_samples_are_averaged_and_all_stored():
     assert (counts["verdicts"], counts["unparsed"], len(rated.calls)) == (1, 1, 4)
     assert sorted(json.loads(c["request"])["sample_index"] for c in rated.calls) == [0, 1, 2, 3]
     assert rated.rows[0]["evidence"] == [c["id"] for c in rated.calls]
+
+
+def test_the_runs_seed_draws_other_samples():
+    section = JudgeSignalSection(type="judge", verdict="text", samples=2, temperature=0.7)
+    for seed in (0, 3):
+        signal, _ = build(section, seed)
+        _, _, backend, _ = judged(signal, ["xx"], lambda r, p: "[[2]]")
+        assert {r.sampling.seed for r in backend.requests} == {seed}
+        assert signal.identity == identity(section, seed)
+    assert identity(section, 3) != identity(section)
+
+
+def test_a_greedy_judge_does_not_depend_on_the_seed():
+    section = JudgeSignalSection(type="judge", verdict="text")
+    assert identity(section, 3) == identity(section)
+    _, _, backend, _ = judged(build(section, 3)[0], ["xx"], lambda r, p: "[[2]]")
+    assert backend.requests[0].sampling.seed == 0
+    # Nor does what a sampling judge is asked greedily, at last.
+    sampling = JudgeSignalSection(type="judge", verdict="text", temperature=1.0)
+    _, _, backend, _ = judged(build(sampling, 3)[0], ["xx"], lambda r, p: "Hm.")
+    assert [(r.sampling.temperature, r.sampling.seed) for r in backend.requests] == [(1.0, 3), (0.0, 0), (0.0, 0)]
+
+
+NO_CHOICE = Refusal("the server gives no log-probabilities", unsupported=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "said", "reason", "fix"),
+    [
+        ({"verdict": "choose"}, NO_CHOICE, "the server gives no log-probabilities", "verdict=text"),
+        ({"verdict": "choose"}, [0, 0, 0, 0, 0], "its labels got no probability", "min_label_mass"),
+        ({"verdict": "text"}, "I cannot say.", "its reply held no verdict", "verdict=json"),
+        ({"verdict": "text"}, Refusal("takes 4312 tokens", too_long=True), "takes N tokens", "longer context"),
+        ({"verdict": "text"}, Refusal("the server said no"), "the server said no", "table calls"),
+    ],
+)
+def test_the_reason_of_nulls_is_told_with_what_helps(options, said, reason, fix):
+    _, counts, _, _ = judged(judge(**options), ["xx", "yy"], lambda r, p: said)
+    assert sum(n for name, n in counts.items() if name.startswith("null:")) == counts["nulls"] == 2
+    with pytest.raises(PrefloopError, match=f"2 because {reason}") as caught:
+        check_nulls(counts, 0.5, final=True)
+    assert fix in caught.value.fix
+    assert f"2 null (most because {reason}" in card(counts)
+
+
+def test_the_most_frequent_reason_is_told():
+    def say(request, prompt):
+        return "Hm." if shown(prompt)[0] == "x" else Refusal("down")
+
+    _, counts, _, _ = judged(judge(verdict="text"), ["x", "y", "z"], say)
+    assert "3 null (most because down)" in card(counts)
+
+
+def test_a_cut_reply_is_told_apart():
+    _, counts, _, _ = judged(judge(verdict="text"), ["x"], lambda r, p: "It goes on", finish="length")
+    assert "cut off before a verdict" in card(counts)
 
 
 def test_written_ties_are_half_a_win():

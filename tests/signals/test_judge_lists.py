@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from judge_script import judged, only, shown
 
+from prefloop.signals.bias import rates
 from prefloop.signals.judge import JudgeSignal
 from prefloop.signals.judge.modes import shuffles
 

@@ -13,7 +13,7 @@ from prefloop.records import prompt_id
 from prefloop.signals import references, rubric
 from prefloop.signals.build import build, identity, preflight, remark
 from prefloop.signals.driver import rate
-from prefloop.signals.judge import JudgeSignal
+from prefloop.signals.judge import JudgeSignal, card
 
 OWN = """
 name: terse
@@ -80,6 +80,28 @@ def test_a_criterion_without_a_verdict_is_left_out_of_the_mean(own):
     assert scores == [1.0, 1.0]
     assert rated.rows[0]["parts"][0]["scores"] == [None, None]
     assert judge({"rubric": own, "by_criterion": True}, lambda r, p: [0.0] * 3, ["x"])[0] == [None]
+
+
+def test_a_missing_verdict_makes_no_answer_better(own):
+    """x is short and wrong, y long and right; the bad verdict on y is missing, and the mean of y would be 2."""
+
+    def say(request, prompt):
+        if "it is short" not in prompt:
+            return [0, 0, 1] if "\nx\n" not in prompt else [0, 1, 0]
+        return [0.0] * 3 if "\ny\n" in prompt else [0, 0, 1]
+
+    section = {"rubric": own, "by_criterion": True}
+    scores, counts, _, rated = judge(section, say, ["x", "y"])
+    assert [part["scores"] for part in rated.rows[0]["parts"]] == [[2.0, None], [1.0, 2.0]]
+    assert scores == [1.0, 2.0]  # by the criterion that both have a verdict by
+    assert (counts["criteria"], counts["criteria_left_out"]) == (2, 1)
+    assert "1 of 2 criteria left out" in card(counts)
+
+    def crossed(request, prompt):
+        return [0.0] * 3 if ("it is short" in prompt) == ("\ny\n" in prompt) else [0, 0, 1]
+
+    scores, counts, _, _ = judge(section, crossed, ["x", "y"])
+    assert (scores, counts["criteria_left_out"]) == ([None, None], 2)
 
 
 def test_pairs_by_criterion(own):

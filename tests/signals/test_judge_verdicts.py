@@ -25,7 +25,13 @@ def text(verdict, said, *, bare=False, cut=False):
         ("The answer says [[5]], which is no verdict.\n**[[ 2 ]]**", [2.0]),  # the last one counts
         ("[[5]] and then [[7]]", None),  # out of range: not the one before it
         ("[[5]] and then [[great]]", None),
+        ("[[4.0]]", [4.0]),
+        ("[[4/5]]", [4.0]),
+        ("[[4.0 / 5.0]]", [4.0]),
         ("[[4.5]]", None),
+        ("[[4/10]]", None),  # of another scale
+        ("[[6/5]]", None),
+        ("[[4/]]", None),
         ("[[-1]]", None),
         ("[[]]", None),
         ("Rating: 4", None),  # reasons without a mark may speak of any number
@@ -50,7 +56,9 @@ def test_a_reply_that_was_cut_off_has_not_said_its_last_word():
         ("Rating: 4", [4.0]),
         ("[[4]]", [4.0]),
         ("4 5", None),
-        ("4/5", None),
+        ("4/5", [4.0]),
+        ("4/5/5", None),
+        ("4/6", None),
         ("6", None),
         ("I would say 4", None),
         ("", None),
@@ -67,7 +75,9 @@ def test_a_bare_verdict_stands_alone_on_its_line(said, found):
         ("[[B]]", [0, 1]),
         ("[[tie]]", [0.5, 0.5]),
         ("[[C]]", None),
-        ("[[a]]", None),
+        ("[[a]]", [1, 0]),
+        ("[[Tie]]", [0.5, 0.5]),
+        ("[[TIE]]", [0.5, 0.5]),
         ("[[A, B]]", None),
     ],
 )
@@ -87,7 +97,9 @@ def test_a_sentence_that_begins_with_an_article_is_no_verdict():
         ("[[4 1 5]]", [4, 1, 5]),
         ("[[4, 1]]", None),
         ("[[4, 1, 5, 5]]", None),
+        ("[[4.0, 1/5, 5]]", [4, 1, 5]),
         ("[[4, 1, 6]]", None),
+        ("[[4, 1, 5/6]]", None),
         ("[[4]] [[1]] [[5]]", None),
     ],
 )
@@ -115,7 +127,10 @@ def test_an_order_has_every_answer_once(said, found):
         (FIVE, '{"reasoning": "[[5]]", "verdict": "2"}', [2]),
         (FIVE, '{"verdict": 2}', [2]),
         (FIVE, '{"verdict": true}', None),
-        (FIVE, '{"verdict": 2.0}', None),
+        (FIVE, '{"verdict": 2.0}', [2]),
+        (FIVE, '{"verdict": 2.5}', None),
+        (FIVE, '{"verdict": 1e999}', None),
+        (seats(), '{"verdict": "b"}', [0, 1]),
         (FIVE, '{"verdict": 9}', None),
         (FIVE, '{"reasoning": "verdict: 2"}', None),
         (FIVE, '{"verdict": "2"', None),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from training_runs import make_rows, run, weights
+from training_runs import make_judged, make_rows, run, weights
 
 from prefloop.config import LaunchSection, LoraSection
 from prefloop.errors import Interrupted, PrefloopError, UsageError
@@ -28,16 +28,18 @@ GROUP = LaunchSection(config="cpu", processes=2)
         pytest.param("kto", False, marks=pytest.mark.slow),
         pytest.param("bco", True, marks=pytest.mark.slow),  # its shift is the mean over both processes
         pytest.param("sft", True, marks=pytest.mark.slow),
+        pytest.param("cut", True, marks=pytest.mark.slow),  # its totals are those of both processes
     ],
 )
 def test_two_processes_train_as_one(objective: str, lora: bool, tmp_path: Path) -> None:
     """13 pairs in steps of 4: the last step of an epoch has one pair, so one process has a filler."""
-    rows = make_rows(13, weights=True)
+    make = make_judged if objective == "cut" else make_rows
+    rows = make(13, weights=True)
     settings: dict[str, Any] = {
         "rows": rows,
-        "validation": make_rows(3, seed=1),
+        "validation": make(3, seed=1),
         "lora": LoraSection(r=4, alpha=8) if lora else None,  # without dropout, whose draws differ
-        "objective": {"type": objective},
+        "objective": {"type": objective} | ({"normalize": "token"} if objective == "cut" else {}),
         "epochs": 2,
         "micro_batch_size": 1,
         "save_steps": 3,

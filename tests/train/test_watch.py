@@ -89,3 +89,13 @@ def test_cut_off_answers_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixtu
         row["chosen_finish"] = "length"
     run(tmp_path / "b", tiny_model_folder("llama"), rows)
     assert "25 % of the answers were cut off" in caplog.text
+
+
+@pytest.mark.parametrize(("rate", "said"), [(0.0, "lower"), (0.1, ""), (0.9, "raise")])
+def test_a_threshold_that_flags_nothing_or_most(rate: float, said: str, caplog: pytest.LogCaptureFixture) -> None:
+    watch = Watch(None)
+    for step in range(3 * WINDOW):
+        watch({"kind": "train", "step": step, "flags/rate": rate})
+        watch({"kind": "train", "step": step})  # of satisfactory answers alone
+    assert len(caplog.records) == bool(said)
+    assert said in caplog.text

@@ -170,7 +170,7 @@ class Logits:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A request that this backend cannot serve. Never cached, never read as a verdict.
+    """A request that this backend cannot serve. Never read as a verdict, and but for `Withheld` never cached.
 
     `too_long` tells that it does not fit the model's context: a shorter one may be asked instead. `unsupported` tells
     that the backend can serve none of this kind: another kind of request may be asked instead.
@@ -179,6 +179,12 @@ class Refusal:
     reason: str
     too_long: bool = False
     unsupported: bool = False
+
+
+@dataclass(frozen=True)
+class Withheld(Refusal):
+    """A refusal that came as a server's answer and was paid like one, such as a filtered text. Cached: asking again
+    would be paid again."""
 
 
 Result = Generation | Score | Choice | Logits | Refusal

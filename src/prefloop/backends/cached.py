@@ -26,6 +26,7 @@ from prefloop.backends.base import (
     Request,
     Result,
     Usage,
+    Withheld,
     request_json,
 )
 from prefloop.store.cache import Cache
@@ -84,8 +85,8 @@ class CachedBackend(Backend):
             return
         for group in self.inner.arrivals([requests[places[key][0]] for key in missing]):
             arrived = {missing[a.index]: a for a in group}
-            # A refusal is never stored: it may be gone with the next version, and it is cheap to find again.
-            kept = {key: a for key, a in arrived.items() if not isinstance(a.result, Refusal)}
+            # A refusal may be gone with the next version, and is cheap to find again, unless it was paid.
+            kept = {key: a for key, a in arrived.items() if _is_kept(a.result)}
             if self.cache is not None and kept:
                 self.cache.put_many(
                     requests[0].verb,
@@ -94,8 +95,9 @@ class CachedBackend(Backend):
                     calls={key: a.call for key, a in kept.items() if a.call is not None},
                 )
             usage = self.usage
-            usage.computed += len(kept)
-            usage.refused += len(arrived) - len(kept)
+            refused = sum(isinstance(a.result, Refusal) for a in arrived.values())
+            usage.computed += len(arrived) - refused
+            usage.refused += refused
             answers = [a.result for a in kept.values() if isinstance(a.result, Generation)]
             usage.generated_tokens += sum(len(answer.token_ids or ()) for answer in answers)
             yield self._hand_on(places, {key: a.result for key, a in arrived.items()})
@@ -136,13 +138,24 @@ class CachedBackend(Backend):
             self.usage.detail["duplicates"] = self.usage.detail.get("duplicates", 0) + extra
 
 
+def _is_kept(result: Result) -> bool:
+    return isinstance(result, Withheld) or not isinstance(result, Refusal)
+
+
 def _to_json(result: Result) -> dict[str, Any]:
-    """JSON has no infinities; a label that is not among a server's most probable words has log-probability -inf."""
+    """JSON has no infinities; a label that is not among a server's most probable words has log-probability -inf.
+
+    A withheld answer is {"withheld": reason}, which no result of a verb looks like.
+    """
+    if isinstance(result, Withheld):
+        return {"withheld": result.reason}
     lists = {k: ["-inf" if x == -math.inf else x for x in v] for k, v in asdict(result).items() if isinstance(v, list)}
     return asdict(result) | lists
 
 
 def _from_json(request: Request, value: dict[str, Any]) -> Result:
     """The inverse of `_to_json`."""
+    if "withheld" in value:
+        return Withheld(value["withheld"])
     lists = {k: [-math.inf if x == "-inf" else x for x in v] for k, v in value.items() if isinstance(v, list)}
     return RESULT_TYPES[request.verb](**(value | lists))

@@ -94,10 +94,26 @@ class Endpoint:
         return outcome
 
     def try_once(self, call: Call) -> Outcome:
-        """One call, one try."""
+        """One call, one try.
+
+        Raises:
+            PrefloopError: it may cost more than is left.
+        """
+        self.afford(call)
         outcome = self._wait(self.client.exchange(call))
-        self.spending.end((0, 0), outcome.tokens if isinstance(outcome, Answer) else None)
+        self.spending.end((0, 0), self.tokens(call, outcome))
         return outcome
+
+    def afford(self, call: Call) -> None:
+        """Raises PrefloopError where a call may cost more than is left."""
+        if not self.spending.fits(call.most_tokens):
+            raise self.too_dear()
+
+    def tokens(self, call: Call, outcome: Outcome) -> tuple[int, int] | None:
+        """What a call is charged: what the server counted, also for an answer of no use. Where there is a limit, an
+        answer that was not counted may have cost its bound."""
+        uncounted = isinstance(outcome, Answer) and outcome.tokens is None and self.spending.most is not None
+        return call.most_tokens if uncounted else outcome.tokens
 
     def given_up(self, trouble: Trouble, tries: int) -> PrefloopError:
         """A call that failed so many times and is not tried again, as an error."""
@@ -155,6 +171,8 @@ class _Batch:
             for task in self.running:
                 task.cancel()
             await asyncio.gather(*self.running, return_exceptions=True)
+            for index, _ in self.running.values():
+                self.spending.end(self.calls[index].most_tokens, None)
         if self.failure is not None:
             raise self.failure
 
@@ -189,13 +207,13 @@ class _Batch:
     def _take(self, index: int, started: float, outcome: Outcome) -> None:
         """What became of a call."""
         call = self.calls[index]
-        self.spending.end(call.most_tokens, outcome.tokens if isinstance(outcome, Answer) else None)
+        self.spending.end(call.most_tokens, self.endpoint.tokens(call, outcome))
         if isinstance(outcome, Answer):
             self.limit.answered()
             texts = {"path": call.path, "request": call.body, "response": outcome.text}
             self.box.put(Arrival(index, outcome.result, texts))
         elif isinstance(outcome, Rejected):
-            result = self.endpoint.client.refusal(outcome)
+            result = self.endpoint.client.refusal(call, outcome)
             if isinstance(result, Refusal):
                 self.box.put(Arrival(index, result))
             else:

@@ -1,7 +1,8 @@
 """One call of a server over the wire, once: what came back, sorted into answers, refusals and trouble.
 
-The key is read from the environment and goes into one header and nowhere else: not into a body, a log, an error, a
-stored text or a repr (tests/backends/test_http.py::test_the_key_is_nowhere).
+The key is read from the environment and goes into one header and nowhere else: not into a body, a log or a repr. A
+server may send it back: it is taken out of errors and of stored calls, never out of an answer
+(tests/backends/test_http.py::test_the_key_is_nowhere).
 """
 
 from __future__ import annotations
@@ -29,17 +30,21 @@ from prefloop.errors import PrefloopError, UsageError
 AGAIN, NEVER = {408, 425}, {501, 505}
 # Seconds to wait for a list of models.
 LONGEST_LIST = 20.0
+# A key of fewer characters is no secret but a local server's dummy, such as "test", and may stand in any text.
+SHORTEST_SECRET = 16
 # How servers say that a request does not fit the model: OpenAI, vLLM, SGLang, llama.cpp, TGI, Mistral, Gemini.
 _TOO_LONG = re.compile(
     r"context[_ ](length|size|window)|maximum (context|model|allowed) |(too long|longer) (for|than)|is too long"
     r"|(token|length|input).{0,60}exceed|exceed.{0,60}(token|length)|max_new_tokens. must be",
     re.IGNORECASE,
 )
+# How they say that they will not answer this text, in whatever form it is asked: Azure, OpenAI.
+_FILTERED = re.compile(r"content[_ ](filter|management|policy)|safety system", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back and could be read."""
+    """What came back and could be read; `text` is the body as it is stored, without the key."""
 
     result: Any
     text: str
@@ -48,21 +53,23 @@ class Answer:
 
 @dataclass(frozen=True)
 class Rejected:
-    """What the server will say again however often it is asked."""
+    """What the server will say again however often it is asked; `tokens` where it counted some all the same."""
 
     status: int
     message: str
+    tokens: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
 class Trouble:
     """What a further try may mend. `full`: the server said 429; `wait`: and for how many seconds to leave it alone;
-    `reached`: whether there was an answer at all."""
+    `reached`: whether there was an answer at all; `tokens`: what it counted for an answer that is of no use."""
 
     what: str
     full: bool = False
     wait: float | None = None
     reached: bool = True
+    tokens: tuple[int, int] | None = None
 
 
 Outcome = Answer | Rejected | Trouble
@@ -105,23 +112,34 @@ class Client:
             return Trouble(what, reached=False)
         finally:
             self._free.append(client)
-        text = response.text if self._key is None else response.text.replace(self._key, "[key]")
-        status = response.status_code
+        return self._sort(call, response.status_code, response.text, response.headers.get("Retry-After"))
+
+    def _sort(self, call: Call, status: int, text: str, retry_after: str | None) -> Outcome:
+        """What became of a call."""
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError):
+            if status == 200:
+                return Trouble(f"an answer that is no JSON: {self._clean(text)[:80]!r}")
+            data = None
+        counted = _counted(data)
         if status == 200:
             try:
-                data = json.loads(text)
-                return Answer(call.read(data), text, tokens(data))
+                # What was answered is not touched: a key like "test" may stand in any answer.
+                return Answer(call.read(data), self._without_key(text), tokens(data))
             except Malformed as error:
-                return Trouble(self._clean(str(error)))
-            except ValueError:
-                return Trouble(f"an answer that is no JSON: {self._clean(text[:80])!r}")
-        code, message = _message(text)
+                return Trouble(self._clean(str(error)), tokens=counted)
+            except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+                # No answer may end the calls beside it; test_any_json_is_read_or_malformed looks for what gets here.
+                return Trouble(f"an answer that cannot be read ({type(error).__name__})", tokens=counted)
+        code, message = _message(data, text)
         message = self._clean(message) or f"HTTP {status}"
+        wait = _retry_after(retry_after)
         if status == 429 and code != "insufficient_quota":
-            return Trouble(f"HTTP 429: {message}", full=True, wait=_retry_after(response.headers.get("Retry-After")))
+            return Trouble(f"HTTP 429: {message}", full=True, wait=wait, tokens=counted)
         if status in AGAIN or (status >= 500 and status not in NEVER):
-            return Trouble(f"HTTP {status}: {message}", wait=_retry_after(response.headers.get("Retry-After")))
-        return Rejected(status, message)
+            return Trouble(f"HTTP {status}: {message}", wait=wait, tokens=counted)
+        return Rejected(status, message, tokens=counted)
 
     def _connect(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(
@@ -136,12 +154,14 @@ class Client:
         for client in self._free:
             await client.aclose()
 
-    def refusal(self, rejected: Rejected) -> Refusal | PrefloopError:
+    def refusal(self, call: Call, rejected: Rejected) -> Refusal | PrefloopError:
         """A refused call as the result of its request alone, or as the error that stops everything."""
         status, message = rejected.status, rejected.message
         if status in (400, 413, 422):
             too_long = status == 413 or _TOO_LONG.search(message) is not None
-            return Refusal(f"the server refused it (HTTP {status}): {message}", too_long=too_long)
+            # A server that takes schemas may not take this one, such as one of a list; a judge then asks without.
+            schema = "response_format" in (call.body or {}) and not too_long and not _FILTERED.search(message)
+            return Refusal(f"the server refused it (HTTP {status}): {message}", too_long=too_long, unsupported=schema)
         if status in (401, 403):
             name = self.section.key_variable
             fix = (
@@ -165,8 +185,12 @@ class Client:
 
     def _clean(self, text: str) -> str:
         """A text for people: short, on one line, without the key."""
-        plain = text if self._key is None else text.replace(self._key, "[key]")
-        return " ".join(plain.split())[:400]
+        return " ".join(self._without_key(text).split())[:400]
+
+    def _without_key(self, text: str) -> str:
+        if self._key is None or len(self._key) < SHORTEST_SECRET:
+            return text
+        return text.replace(self._key, "[key]")
 
 
 def _read_key(section: EndpointSection) -> str | None:
@@ -184,19 +208,23 @@ def _read_key(section: EndpointSection) -> str | None:
     return key
 
 
-def _message(text: str) -> tuple[str | None, str]:
-    """Code and message of an error's body, of whatever shape."""
+def _counted(data: Any) -> tuple[int, int] | None:
+    """Tokens of an answer that may be of no use."""
     try:
-        data = json.loads(text)
-    except ValueError:
-        return None, text
+        return tokens(data)
+    except Malformed:
+        return None
+
+
+def _message(data: Any, text: str) -> tuple[str | None, str]:
+    """Code and message of an error's body, of whatever shape: its JSON, None where it is none, and its text."""
     while isinstance(data, dict) and isinstance(inner := data.get("error", data.get("detail")), dict):
         data = inner
     if not isinstance(data, dict):
         return None, text
     said = data.get("message") or data.get("error") or data.get("detail") or text
     code = data.get("code")
-    return code if isinstance(code, str) else None, said if isinstance(said, str) else json.dumps(said)
+    return code if isinstance(code, str) else None, said if isinstance(said, str) else text
 
 
 def _retry_after(value: str | None) -> float | None:
@@ -209,5 +237,5 @@ def _retry_after(value: str | None) -> float | None:
         pass
     try:
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError):
         return None

@@ -27,7 +27,7 @@ from prefloop.backends.endpoint import Endpoint
 from prefloop.backends.wire import TOP_LOGPROBS, Call, Dialect
 from prefloop.config import ModelSection
 
-VERSION = 1
+VERSION = 2
 """Part of the identity: raise it when the same request would be asked or read differently."""
 
 
@@ -48,6 +48,8 @@ class HttpBackend(Backend):
         assert section.endpoint is not None
         self.name = section.path
         self.endpoint = Endpoint(section.endpoint)
+        self._told = 0, 0
+        self._schemas: dict[bool, str | None] = {}
         try:
             self.dialect = probe.find_dialect(self.endpoint, section)
         except BaseException:
@@ -81,6 +83,7 @@ class HttpBackend(Backend):
         Raises:
             PrefloopError: a call failed for good, or the limit of cost is reached; after all that was answered.
         """
+        self.endpoint.spending.earlier = self.earlier_cost
         calls: list[Call] = []
         places: list[int] = []
         refused: list[Arrival] = []
@@ -93,19 +96,19 @@ class HttpBackend(Backend):
                 places.append(index)
         if refused:
             yield refused
-        self.endpoint.spending.earlier = self.earlier_cost
         for group in self.endpoint.stream(calls):
             yield [Arrival(places[arrival.index], arrival.result, arrival.call) for arrival in group]
 
     def spent(self) -> dict[str, float]:
-        """Tokens as the server counted them, the probe's included."""
+        """Tokens as the server counted them, the probe's included. May be asked while calls are under way."""
         spending = self.endpoint.spending
-        counted = spending.prompt_tokens, spending.generated_tokens
-        found: dict[str, float] = {"prompt_tokens": counted[0], "generated_tokens": counted[1]}
+        # The endpoint's thread goes on counting: nothing is reset here.
+        now = spending.prompt_tokens, spending.generated_tokens
+        new = now[0] - self._told[0], now[1] - self._told[1]
+        self._told = now
+        found: dict[str, float] = {"prompt_tokens": new[0], "generated_tokens": new[1]}
         if spending.priced:
-            found["cost"] = spending.price(counted)
-        self.earlier_cost += spending.price(counted)
-        spending.prompt_tokens = spending.generated_tokens = 0
+            found["cost"] = spending.price(new)
         return found
 
     def close(self) -> None:
@@ -116,7 +119,7 @@ class HttpBackend(Backend):
         """How the request is asked, or why it is not."""
         match request:
             case GenerateRequest():
-                reason = None if request.schema is None else self._no_schema
+                reason = None if request.schema is None else self._no_schema(request.schema)
                 return self.dialect.generate(request) if reason is None else Refusal(reason, unsupported=True)
             case ChooseRequest():
                 reason = self._no_choice(request)
@@ -142,10 +145,12 @@ class HttpBackend(Backend):
                 return f"a server's label must be one letter or digit, not {label!r}: others may be several tokens"
         return None
 
-    @functools.cached_property
-    def _no_schema(self) -> str | None:
-        """Why the server cannot hold an answer to a schema; asked when the first such request comes."""
-        return probe.holds_schema(self.endpoint, self.dialect)
+    def _no_schema(self, schema: str) -> str | None:
+        """Why the server cannot hold an answer to a schema; asked when the first one with or without lists comes."""
+        lists = '"array"' in schema
+        if lists not in self._schemas:
+            self._schemas[lists] = probe.holds_schema(self.endpoint, self.dialect, lists=lists)
+        return self._schemas[lists]
 
     @functools.cached_property
     def _scoring(self) -> Dialect | str:

@@ -23,13 +23,9 @@ logger = logging.getLogger(__name__)
 
 _HELLO = GenerateRequest((("user", "Say hello."),), Sampling(max_new_tokens=1))
 # No model says this unless a schema makes it.
-_FORCED = {"word": "teal-17"}
-_SCHEMA = {
-    "type": "object",
-    "properties": {"word": {"type": "string", "enum": [_FORCED["word"]]}},
-    "required": ["word"],
-    "additionalProperties": False,
-}
+_WORD = "teal-17"
+_ENUM = {"type": "string", "enum": [_WORD]}
+_LIST = {"type": "array", "items": _ENUM, "minItems": 2, "maxItems": 2}
 # Ids that every vocabulary has: below 128, no two neighbours alike, so that a shift by one shows.
 _IDS = (40, 101, 77, 64, 115, 90, 53, 108, 71, 97)
 
@@ -61,7 +57,7 @@ def find_dialect(endpoint: Endpoint, section: ModelSection) -> Dialect:
     if isinstance(answer, Rejected):
         if listed and model not in listed and answer.status in (400, 404, 422):
             raise _not_served(endpoint, model, listed)
-        error = endpoint.client.refusal(answer)
+        error = endpoint.client.refusal(dialect.generate(_HELLO), answer)
         if isinstance(error, Refusal):
             error = UsageError(
                 f"does not answer a chat with {model}: {error.reason}",
@@ -83,17 +79,29 @@ def find_dialect(endpoint: Endpoint, section: ModelSection) -> Dialect:
     return dialect
 
 
-def holds_schema(endpoint: Endpoint, dialect: Dialect) -> str | None:
-    """None where the server holds an answer to a JSON schema, else why not."""
-    request = GenerateRequest(_HELLO.messages, Sampling(max_new_tokens=256), 0, json.dumps(_SCHEMA))
+def holds_schema(endpoint: Endpoint, dialect: Dialect, *, lists: bool = False) -> str | None:
+    """None where the server holds an answer to a JSON schema, else why not.
+
+    Args:
+        lists: to one with a list of a given length, which fewer servers do.
+    """
+    schema = {
+        "type": "object",
+        "properties": {"word": _LIST if lists else _ENUM},
+        "required": ["word"],
+        "additionalProperties": False,
+    }
+    request = GenerateRequest(_HELLO.messages, Sampling(max_new_tokens=256), 0, json.dumps(schema))
     answer = endpoint.ask(dialect.generate(request))
+    of_what = "a schema with lists" if lists else "a schema"
     if isinstance(answer, Rejected):
-        return f"the server takes no schema: {answer.message}"
+        return f"the server takes no {of_what.removeprefix('a ')}: {answer.message}"
+    forced = {"word": [_WORD, _WORD] if lists else _WORD}
     try:
-        held = isinstance(answer.result, Generation) and json.loads(answer.result.text) == _FORCED
-    except ValueError:
+        held = isinstance(answer.result, Generation) and json.loads(answer.result.text) == forced
+    except (ValueError, RecursionError):
         held = False
-    return None if held else "the server does not hold an answer to a schema"
+    return None if held else f"the server does not hold an answer to {of_what}"
 
 
 def find_scoring(endpoint: Endpoint, dialect: Dialect) -> Dialect | str:
@@ -111,7 +119,7 @@ def find_scoring(endpoint: Endpoint, dialect: Dialect) -> Dialect | str:
 
 def _models(endpoint: Endpoint) -> list[str] | None:
     """The names that the server lists; None where it lists none."""
-    outcome = endpoint.try_once(Call("/models", None, _names))
+    outcome = endpoint.try_once(_LIST_MODELS)
     if isinstance(outcome, Trouble) and not outcome.reached:
         raise UsageError(
             f"cannot be reached: {outcome.what}",
@@ -119,7 +127,7 @@ def _models(endpoint: Endpoint) -> list[str] | None:
             fix="start the server, or correct endpoint.url (up to and with the version, …/v1)",
         )
     if isinstance(outcome, Rejected) and outcome.status in (401, 403):
-        error = endpoint.client.refusal(outcome)
+        error = endpoint.client.refusal(_LIST_MODELS, outcome)
         assert isinstance(error, UsageError)
         raise error
     # Vendors without the list, and servers that are still loading (503): the chat will tell.
@@ -131,6 +139,9 @@ def _names(data: Any) -> list[str]:
     if not isinstance(entries, list):
         raise Malformed("no list of models")
     return [entry["id"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("id"), str)]
+
+
+_LIST_MODELS = Call("/models", None, _names)
 
 
 def _say_hello(endpoint: Endpoint, dialect: Dialect, top: int) -> Answer | Rejected:
@@ -151,8 +162,10 @@ def _say_hello(endpoint: Endpoint, dialect: Dialect, top: int) -> Answer | Rejec
     assert call.body is not None
     # A model that thinks first is refused log-probabilities, and by OpenAI an answer that ends before its thoughts do.
     more = {"logprobs": True, "top_logprobs": top} if top else {dialect.length_field: 256}
+    call = replace(call, body=call.body | more, read=read)
+    endpoint.afford(call)
     try:
-        return endpoint.ask(replace(call, body=call.body | more, read=read))
+        return endpoint.ask(call)
     except PrefloopError as error:
         what = f"does not answer a chat with {dialect.model}: {error.what}"
         raise PrefloopError(what, where=error.where, fix=error.fix) from error

@@ -98,7 +98,7 @@ class Spending:
         self.reserved += self.price(bound)
 
     def end(self, bound: tuple[int, int], tokens: tuple[int, int] | None) -> None:
-        """A call is over; tokens where an answer came."""
+        """A call is over; tokens where the server told them, with an answer or without."""
         self.reserved -= self.price(bound)
         if tokens is not None:
             self.prompt_tokens += tokens[0]

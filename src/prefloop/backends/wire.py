@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -19,10 +20,10 @@ from prefloop.backends.base import (
     Frozen,
     GenerateRequest,
     Generation,
-    Refusal,
     Result,
     Score,
     ScoreRequest,
+    Withheld,
     request_json,
     thaw,
 )
@@ -38,6 +39,8 @@ STOPPED = {"stop", "eos", "eos_token", "end_turn", "stop_sequence"}
 WITHHELD = {"content_filter", "tool_calls", "function_call"}
 # Above the logarithm of 1 by more than rounding.
 TOO_LIKELY = 1e-3
+# No call has so many tokens; a float holds every integer up to here.
+TOO_MANY_TOKENS = 2**53
 
 
 class Malformed(ValueError):
@@ -60,11 +63,12 @@ class Call:
 
     @cached_property
     def most_tokens(self) -> tuple[int, int]:
-        """Bounds of prompt and generated tokens: a token has a byte at least, a template adds a few dozen."""
-        body = self.body or {}
-        asked = [body.get(name) for name in ("messages", "prompt", "tools", "response_format") if body.get(name)]
-        prompt = len(json.dumps(asked, ensure_ascii=False).encode("utf-8", "replace")) + 256
-        return prompt, int(body.get("max_tokens") or body.get("max_completion_tokens") or 0)
+        """Bounds of prompt and generated tokens: a token has a byte at least, a template adds a few dozen. The whole
+        body counts: a server may put any field of `extra_body` into the prompt."""
+        if self.body is None:
+            return 0, 0
+        prompt = len(json.dumps(self.body, ensure_ascii=False).encode("utf-8", "surrogatepass")) + 256
+        return prompt, int(self.body.get("max_tokens") or self.body.get("max_completion_tokens") or 0)
 
 
 @dataclass(frozen=True)
@@ -147,14 +151,24 @@ def _api_tool_call(call: dict[str, Any]) -> dict[str, Any]:
 
 
 def tokens(data: Any) -> tuple[int, int] | None:
-    """Prompt and generated tokens as the server counted them; None where it does not tell."""
+    """Prompt and generated tokens as the server counted them; None where it does not tell.
+
+    Raises:
+        Malformed: what it tells is no count; a limit of cost would rest on it.
+    """
     usage = data.get("usage") if isinstance(data, dict) else None
-    if not isinstance(usage, dict) or not isinstance(usage.get("prompt_tokens"), int):
+    if not isinstance(usage, dict) or usage.get("prompt_tokens") is None:
         return None
-    return usage["prompt_tokens"], int(usage.get("completion_tokens") or 0)
+    return _count(usage["prompt_tokens"]), _count(usage.get("completion_tokens") or 0)
 
 
-def read_generation(data: Any) -> Generation | Refusal:
+def _count(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < TOO_MANY_TOKENS:
+        raise Malformed(f"{_short(value)} in place of a number of tokens")
+    return int(value)
+
+
+def read_generation(data: Any) -> Generation | Withheld:
     """An answer of `chat/completions`."""
     choice = _choice(data)
     message = choice.get("message")
@@ -165,15 +179,15 @@ def read_generation(data: Any) -> Generation | Refusal:
     if not isinstance(text, str):
         raise Malformed("an answer whose content is no text")
     finish = choice.get("finish_reason")
+    if not isinstance(finish, str) or finish not in STOPPED | WITHHELD | {"length"}:
+        raise Malformed(f"an answer with finish reason {_short(finish)}")
     if finish in WITHHELD:
-        return Refusal(f"the server gave no text: it ended with {finish}")
-    if finish not in STOPPED and finish != "length":
-        raise Malformed(f"an answer with finish reason {finish!r}")
+        return Withheld(f"the server gave no text: it ended with {finish}")
     counted = tokens(data)
     return Generation(text, None, "length" if finish == "length" else "stop", counted[0] if counted else 0)
 
 
-def read_choice(data: Any, labels: tuple[str, ...]) -> Choice | Refusal:
+def read_choice(data: Any, labels: tuple[str, ...]) -> Choice | Withheld:
     """Label log-probabilities from the alternatives to the first word; a label that is not among them has -inf.
 
     A word counts for its label with and without the blank that tokenizers put before words, and two tokens that read
@@ -181,7 +195,7 @@ def read_choice(data: Any, labels: tuple[str, ...]) -> Choice | Refusal:
     """
     top = top_words(data)
     if top is None:
-        return Refusal("the model ended its turn without a word")
+        return Withheld("the model ended its turn without a word")
     mass = [sum(math.exp(logp) for word, logp in top if _bare(word) == label) for label in labels]
     return Choice([math.log(p) if p else -math.inf for p in mass], [1] * len(labels))
 
@@ -253,8 +267,10 @@ def _echoed(choice: dict[str, Any], ids: list[int]) -> list[Any]:
     values = logprobs.get("token_logprobs") if isinstance(logprobs, dict) else None
     if not isinstance(logprobs, dict) or not isinstance(values, list):
         raise Malformed("an answer without log-probabilities")
-    read = logprobs.get("token_ids") or [_token_id(text) for text in logprobs.get("tokens") or []]
-    if len(values) < len(ids) or len(read) != len(values):
+    read, texts = logprobs.get("token_ids"), logprobs.get("tokens")
+    if not read and isinstance(texts, list):
+        read = [_token_id(text) for text in texts]
+    if not isinstance(read, list) or len(values) < len(ids) or len(read) != len(values):
         raise Malformed("an echo that does not hold the whole text")
     if None in read:
         raise Malformed("an echo without token ids, so that nothing shows what was scored")
@@ -266,7 +282,7 @@ def _echoed(choice: dict[str, Any], ids: list[int]) -> list[Any]:
 def _token_id(text: Any) -> int | None:
     """vLLM's `token_id:123`."""
     digits = text.removeprefix("token_id:") if isinstance(text, str) else ""
-    return int(digits) if digits != text and digits.isdecimal() else None
+    return int(digits) if digits != text and digits.isdecimal() and len(digits) < 20 else None
 
 
 def _choice(data: Any) -> dict[str, Any]:
@@ -275,12 +291,21 @@ def _choice(data: Any) -> dict[str, Any]:
     choices = data.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
         error = data.get("error")
-        raise Malformed(f"no answer but the error {json.dumps(error)[:200]}" if error else "no answer (no choices)")
+        raise Malformed(f"no answer but the error {_short(error)}" if error else "no answer (no choices)")
     return choices[0]
 
 
 def _logp(value: Any) -> float:
     """A log-probability: a number of at most 0, but for rounding."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not value <= TOO_LIKELY:
-        raise Malformed(f"{value!r} in place of a log-probability")
-    return float(value)
+        raise Malformed(f"{_short(value)} in place of a log-probability")
+    # An integer may be too large for a float; nothing so improbable differs from the impossible.
+    return float(value) if value >= -sys.float_info.max else -math.inf
+
+
+def _short(value: Any) -> str:
+    """A value that a server sent, for a message."""
+    try:
+        return json.dumps(value, ensure_ascii=False)[:200]
+    except RecursionError:
+        return f"a {type(value).__name__} that cannot be shown"

@@ -23,6 +23,7 @@ from prefloop.config.objectives import (
 )
 from prefloop.config.recipe import BranchSection, EvaluateSection, Recipe, Sampled, StopSection, Way
 from prefloop.config.signals import (
+    CriticSignalSection,
     FunctionSignalSection,
     HumanSignalSection,
     JudgeSignalSection,
@@ -39,6 +40,7 @@ __all__ = [
     "BranchSection",
     "ContrastSection",
     "CpoObjectiveSection",
+    "CriticSignalSection",
     "CutObjectiveSection",
     "DpoObjectiveSection",
     "EndpointSection",

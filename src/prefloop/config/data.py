@@ -68,11 +68,12 @@ class PreferencesSection(Section):
     on_bad_row: Literal["stop", "reject"] = Field("stop", description="Stop at bad rows, or send them to rejects.")
     praise: Literal["satisfactory", "reject", "keep"] = Field(
         "satisfactory",
-        description="A written judgment that only praises: its answer is satisfactory, is left out, or is criticised by "
-        "it all the same.",
+        description="A written judgment that only praises: its answer is satisfactory, is left out, or is criticised "
+        "by it all the same.",
     )
     satisfactory_score: float | None = Field(
-        7.0, description="An answer whose judgment comes with at least this score is satisfactory; null: by words alone."
+        7.0,
+        description="An answer whose judgment comes with at least this score is satisfactory; null: by words alone.",
     )
 
 

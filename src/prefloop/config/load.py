@@ -150,6 +150,8 @@ def _known_keys(loc: tuple[Any, ...]) -> list[str]:
             node = next((n for n in options if _tagged(n, part)), next((n for n in options if "properties" in n), {}))
         if part in node.get("properties", {}):
             node = _resolve(schema, node["properties"][part])
+        elif named := [*node.get("patternProperties", {}).values(), *filter(None, [node.get("additionalProperties")])]:
+            node = _resolve(schema, named[0])  # a section under a name of the user's own
     node = next((n for n in _options(schema, node) if "properties" in n), node)
     return sorted(node.get("properties", {}))
 

@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
 from prefloop.config.base import Section
+
+OURS = {
+    *("model", "messages", "prompt", "response_format", "seed", "stream"),
+    *("n", "best_of", "max_tokens", "max_completion_tokens"),
+    *("logprobs", "top_logprobs", "prompt_logprobs", "echo", "return_tokens_as_token_ids"),
+}
+"""Fields of a request that say what is asked, bound what it costs, or tell how the answer is read."""
+
+
+def _is_near(host: str) -> bool:
+    """Whether a host is this machine or in a private network, by its address or name; nothing is looked up."""
+    try:
+        address = ip_address(host)
+    except ValueError:
+        # A name without a dot is none of the internet; digits may be an address in another notation (0x7f000001).
+        bare = "." not in host and host[:1].isalpha()
+        return bare or host.endswith((".local", ".localhost", ".internal"))
+    return address.is_private or address.is_loopback
 
 
 class EndpointSection(Section):
@@ -27,7 +46,8 @@ class EndpointSection(Section):
     )
     extra_body: dict[str, Any] = Field(
         default_factory=dict,
-        description="Further fields of every request, such as reasoning_effort; null leaves one of ours out.",
+        description="Further fields of every request, such as reasoning_effort; null leaves one of ours out. Fields "
+        "that make the request what it is, such as messages or max_tokens, cannot be set.",
     )
 
     @field_validator("url")
@@ -39,6 +59,30 @@ class EndpointSection(Section):
         if parts.username or parts.password or parts.query or parts.fragment:
             raise ValueError("holds more than an address; a key goes into an environment variable (key_variable)")
         return url.rstrip("/")
+
+    @field_validator("extra_body")
+    @classmethod
+    def _leaves_the_request_as_it_is(cls, extra: dict[str, Any]) -> dict[str, Any]:
+        # Some servers refuse the field `seed`; another value would make all samples of a prompt alike.
+        taken = sorted(name for name in OURS.intersection(extra) if name != "seed" or extra[name] is not None)
+        if taken:
+            more = " (seed may only be left out: null)" if "seed" in taken else ""
+            raise ValueError(
+                f"cannot set {', '.join(taken)}: what is asked, how long an answer may be and how it is read depend "
+                f"on it{more}; leave it away"
+            )
+        return extra
+
+    @model_validator(mode="after")
+    def _key_is_encrypted(self) -> Self:
+        parts = urlsplit(self.url)
+        if self.key_variable is not None and parts.scheme == "http" and not _is_near(parts.hostname or ""):
+            raise ValueError(
+                f"would send the key in {self.key_variable} unencrypted to {parts.hostname}; write the url with "
+                "https://, or leave key_variable away where the server wants no key (http:// with a key is for this "
+                "machine, private addresses and names such as gpu1 or gpu1.local)"
+            )
+        return self
 
     @model_validator(mode="after")
     def _limit_has_prices(self) -> Self:

@@ -118,7 +118,7 @@ class SftObjectiveSection(Section):
 
 
 class CutObjectiveSection(Section):
-    """CUT (Xu et al. 2024): likelihood of an answer's tokens, unlikelihood of those that a written judgment speaks of."""
+    """CUT (Xu et al. 2024): likelihood of an answer's tokens, unlikelihood of those that a judgment speaks of."""
 
     type: Literal["cut"] = "cut"
     threshold: float = Field(
@@ -130,8 +130,8 @@ class CutObjectiveSection(Section):
     gamma: float = Field(
         0.0,
         ge=0,
-        description="Flagged tokens are also weighed by their probability behind the judged prompt to this power; 0 is "
-        "the published code, above 0 the paper's formula.",
+        description="Flagged tokens are also weighed by their probability behind the judged prompt to this power; 0 "
+        "is the published code, above 0 the paper's formula.",
     )
     normalize: Literal["sequence", "token", "paper"] = Field(
         "sequence",

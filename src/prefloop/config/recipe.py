@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field, model_validator
@@ -10,7 +11,8 @@ from prefloop.config.base import Section, path_shorthand
 from prefloop.config.data import PairSection, PreferencesSection, PromptsSection, SampleSection
 from prefloop.config.harness import HarnessSection
 from prefloop.config.models import ModelSection
-from prefloop.config.signals import SelfRewardSignalSection, SignalSection
+from prefloop.config.objectives import CutObjectiveSection
+from prefloop.config.signals import CriticSignalSection, SelfRewardSignalSection, SignalSection
 from prefloop.config.training import MergeSection, TrainSection
 
 
@@ -88,6 +90,11 @@ class Way(NamedTuple):
     pair: PairSection | None
     train: TrainSection
 
+    @property
+    def judged(self) -> bool:
+        """Whether it learns from judgments: answers are then not paired."""
+        return isinstance(self.train.objective, CutObjectiveSection)
+
 
 class Recipe(Section):
     """One run of the loop: answers to prompts are sampled and rated, or preferences that are there are trained on."""
@@ -131,6 +138,8 @@ class Recipe(Section):
                 "model.endpoint: the model is trained, so it is loaded here; a server can answer (sample.model) and "
                 "judge (rate.model, evaluate.judge.model)"
             )
+        if taken := [name for name in self.branches if name in ("base", "aligned") or re.fullmatch(r"r\d+", name)]:
+            raise ValueError(f"branches.{taken[0]}: that name is taken; call the branch by what is different in it")
         if self.evaluate.unmerged and all(way.train.lora is None for way in self.ways.values()):
             raise ValueError("evaluate.unmerged: all weights are trained, so there is no adapter; take it out")
         if self.evaluate.sample is not None and self.evaluate.sample.model is not None:
@@ -160,7 +169,7 @@ class Recipe(Section):
                         f"pair.min_agree is {way.pair.min_agree} and there are {len(panel)} judges: set rate.panel to "
                         "as many models, or take it out"
                     )
-            if self.sample is not None and self.sample.answers < 2:
+            if self.sample is not None and self.sample.answers < 2 and not all(w.judged for w in self.ways.values()):
                 raise ValueError("sample.n is 1: a pair needs two answers to a prompt; set sample.n=2 or more")
             if self.sample is not None and self.sample.temperature == 0 and self.sample.n > 1:
                 raise ValueError("sample.temperature is 0: all answers to a prompt would be the same; set it above 0")
@@ -173,6 +182,16 @@ class Recipe(Section):
             )
         if self.rounds > 1:
             raise ValueError("rounds need answers sampled anew; with preferences there is one: set rounds=1")
+        return self
+
+    @model_validator(mode="after")
+    def _criticised(self) -> Recipe:
+        """Objective `cut` learns from judgments, which a critic writes; it makes no pairs."""
+        for way in self.ways.values():
+            if self.preferences is None and way.judged and not isinstance(way.rate, CriticSignalSection):
+                raise ValueError("objective cut learns from written judgments: set rate.type=critic")
+        if not self.branches and self.pair not in (None, PairSection()) and self.ways[""].judged:
+            raise ValueError("pair: objective cut learns from each answer by itself; take the section out")
         return self
 
     @model_validator(mode="after")

@@ -232,6 +232,39 @@ class SelfRewardSignalSection(_OneModelSection):
         return self
 
 
+class CriticSignalSection(_OneModelSection):
+    """Written judgments, for the objective `cut`: what is wrong with an answer, or that nothing is (score 0 or 1)."""
+
+    name: ClassVar[str] = "critic"
+    type: Literal["critic"]
+    model: ModelSection | None = Field(None, description="The critic; without it the recipe's first model criticises.")
+    callable: str | None = Field(
+        None,
+        description="In place of a model: `module:name` of f(prompt: list of messages, completion: str) -> what is "
+        "wrong as a text, or None.",
+        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
+    )
+    template: str | None = Field(
+        None, description="The critic's prompt: a Jinja file with `instruction`, `answer` and `reply`."
+    )
+    max_new_tokens: int = Field(512, gt=0, description="Of a judgment; one that is longer is asked for again.")
+    retries: int = Field(2, ge=0, description="Further tries for a reply that cannot be read.")
+    max_null_share: float = Field(
+        0.05, ge=0, le=1, description="Stop when more answers than this share get no judgment."
+    )
+
+    @model_validator(mode="after")
+    def _one_critic(self) -> Self:
+        if self.callable is not None and (self.model is not None or self.template is not None):
+            what = "model" if self.model is not None else "template"
+            raise ValueError(f"callable and {what} exclude each other: a function or a model criticises")
+        return self
+
+    @property
+    def models(self) -> dict[str, ModelSection | None]:
+        return {} if self.callable is not None else super().models
+
+
 class HumanSignalSection(_SignalSection):
     """Votes and ratings of people on these very answers, from a file (docs/human.md)."""
 
@@ -240,7 +273,8 @@ class HumanSignalSection(_SignalSection):
 
 
 SignalSection = Annotated[
-    FunctionSignalSection
+    CriticSignalSection
+    | FunctionSignalSection
     | HumanSignalSection
     | JudgeSignalSection
     | PairRmSignalSection

@@ -68,7 +68,9 @@ def write_folder(
     rows = [dict(r) for r in annotations]
     if controlled is not None:
         rows = [r | {"glm_preference": q} for r, q in zip(rows, controlled["glm_preference"], strict=True)]
-    folder = out / "annotator" / (re.sub(r"[^\w.@+-]+", "_", names["annotator"] or "") or "prefloop")
+    # One step down and no hidden one: a judge may be called `..`.
+    name = re.sub(r"[^\w.@+-]+", "_", names["annotator"] or "").lstrip(".")
+    folder = out / "annotator" / (name or "prefloop")
     out.mkdir(parents=True, exist_ok=True)
     alpaca_eval.write_outputs(out / "reference_outputs.json", alpaca_eval.outputs(annotations, 1))
     alpaca_eval.write_outputs(out / "model_outputs.json", alpaca_eval.outputs(annotations, 2))

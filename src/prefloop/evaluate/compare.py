@@ -6,8 +6,6 @@ models, signal by signal.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -15,14 +13,15 @@ from typing import Any
 
 from prefloop.errors import UsageError
 from prefloop.evaluate import contrasts
-from prefloop.evaluate.agreement import sign
+from prefloop.evaluate.agreement import TRIVIAL, coin, sign
 from prefloop.evaluate.answers import by_prompt, join
 from prefloop.evaluate.diversity import lengths
 from prefloop.evaluate.several import Comparer
+from prefloop.evaluate.sheet import Cell, csv_text
 from prefloop.evaluate.stats import bootstrap_means, mean_interval
 from prefloop.evaluate.win_rate import PART_ROWS
 from prefloop.evaluate.win_rate import compare as win_rate
-from prefloop.records import CallRow, CandidatesRow, message_text
+from prefloop.records import CallRow, CandidatesRow, content_id, message_text
 from prefloop.signals.bias import rates
 from prefloop.signals.driver import rate
 
@@ -75,6 +74,7 @@ def compare_answers(
     resamples: int = 10_000,
     seed: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
+    on_judged: Callable[[str, Mapping[str, float]], None] | None = None,
 ) -> Compared:
     """Compare every two models' answers to the same prompts.
 
@@ -83,22 +83,28 @@ def compare_answers(
         comparers: who compares, each under a name of its own. A checker is a function signal.
         lower_is_better: names of those whose scores are costs.
         resamples: of each bootstrap over prompts, and flips of each randomisation test.
-        seed: of both.
+        seed: of both, and of the trivial judge `random`.
         on_progress: told (comparisons done, comparisons in all); a score of an answer counts as one.
+        on_judged: told a signal's name and its summed counts as soon as it has said all, before the next is asked;
+            what it raises stops the comparison.
 
     Returns:
         `summary` has `models`, `prompts`, `samples` (answers of each model to a prompt), `lengths` (model -> chars,
         truncated, and tokens where known, each value, ci_low, ci_high), `signals` (name -> see `_say`) and
-        `agreement` (of every two signals, and of each with the trivial judge `longest`, see `_agreements`).
+        `agreement` (of every two signals, and of each with the trivial judges, see `_agreements`).
 
     Raises:
-        UsageError: fewer than two models, or they do not answer the same prompts the same number of times.
+        UsageError: fewer than two models, or they do not answer the same prompts the same number of times; or two
+            signals have one name, or one has a trivial judge's.
     """
     models = list(answers)
     if len(models) < 2:
         raise UsageError(
             f"there is nothing to compare with {models[0] if models else 'nothing'}", fix="give two models"
         )
+    names = [comparer.name for comparer in comparers]
+    if taken := [name for name in names if name in TRIVIAL or names.count(name) > 1]:
+        raise UsageError(f"the name {taken[0]!r} is taken", where="signals", fix="give every signal another name")
     rows = together(answers)
     pairs = list(combinations(range(len(models)), 2))
     steps = {c.name: len(rows) * (len(pairs) if c.signal.pairwise else len(models)) for c in comparers}
@@ -117,6 +123,8 @@ def compare_answers(
             found = replace(found, preferences=turned)
         judged[comparer.name] = found
         before += steps[comparer.name]
+        if on_judged is not None:
+            on_judged(comparer.name, found.counts)
     summary = {
         "models": models,
         "prompts": len(by_prompt(rows, rows)),
@@ -127,7 +135,7 @@ def compare_answers(
             | {"signal": c.signal.identity}
             for c in comparers
         },
-        "agreement": _agreements(models, rows, judged),
+        "agreement": _agreements(models, rows, judged, seed),
     }
     return Compared(summary, models, rows, judged)
 
@@ -243,7 +251,7 @@ def _say(judged: Judged, rows: Rows, kind: str, resamples: int, seed: int) -> di
         or only nulls where nothing has one; `pairs`: a, b, `win_rate` of b over a (value, ci_low, ci_high, n, wins,
         losses, ties, nulls), `difference` (of scores, b - a; of a signal that reads pairs, the win rate - 0.5) with
         value, ci_low, ci_high, standard_error, p_value, p_holm and n, `better` (a model or None) and `verdict` in
-        words; `judge`: a judge's rates.
+        words; `counts`: the signal's own, summed; `judge`: a judge's rates.
     """
     models: dict[str, Any] = {}
     for model, scores in judged.scores.items():
@@ -273,30 +281,33 @@ def _say(judged: Judged, rows: Rows, kind: str, resamples: int, seed: int) -> di
         better = {contrasts.HIGHER: higher, contrasts.LOWER: lower}.get(said)
         entry["better"] = better
         entry["verdict"] = said if better is None else f"{better} is better"
-    return {"kind": kind, "models": models, "pairs": pairs} | (
+    return {"kind": kind, "models": models, "pairs": pairs, "counts": judged.counts} | (
         {"judge": card} if (card := rates(judged.counts)) else {}
     )
 
 
-LONGEST = "longest"
+LONGEST, RANDOM = TRIVIAL
 
 
-def _agreements(models: list[str], rows: Rows, judged: Mapping[str, Judged]) -> list[dict[str, Any]]:
-    """How often two judges of the same comparisons decide alike; `longest` is one that reads nothing but lengths.
+def _agreements(models: list[str], rows: Rows, judged: Mapping[str, Judged], seed: int) -> list[dict[str, Any]]:
+    """How often two judges of the same comparisons decide alike. Beside them stand two that do not read: `longest`
+    goes by length, `random` tosses a coin.
 
     Returns:
         first, second, value (of the comparisons that both decide, the share with the same winner, 0..1, with its
         interval over prompts), n (those comparisons); of those without any, n = 0 and no value.
     """
     verdicts = {name: [p for pair in found.preferences.values() for p in pair] for name, found in judged.items()}
+    compared = [(row, i, j) for i, j in combinations(range(len(models)), 2) for row in rows]
     verdicts[LONGEST] = [
-        _wins(len(row["completions"][i]["text"]), len(row["completions"][j]["text"]))
-        for i, j in combinations(range(len(models)), 2)
-        for row in rows
+        _wins(len(row["completions"][i]["text"]), len(row["completions"][j]["text"])) for row, i, j in compared
     ]
+    verdicts[RANDOM] = [*coin([content_id(row["id"], models[i], models[j]) for row, i, j in compared], seed)]
     asked = list(rows) * (len(models) * (len(models) - 1) // 2)
     entries = []
     for first, second in combinations(verdicts, 2):
+        if first in TRIVIAL:
+            continue  # what trivial judges say of each other says nothing
         alike: Verdicts = [
             None if p is None or q is None or not sign(p) * sign(q) else float(sign(p) == sign(q))
             for p, q in zip(verdicts[first], verdicts[second], strict=True)
@@ -319,27 +330,24 @@ def side_by_side(compared: Compared) -> str:
     """All answers as CSV: id, prompt, sample, an answer column for each model, a score column for each signal and
     model, and one for each criterion of a signal (`signal/criterion: model`).
 
-    A cell without a verdict is empty. See `Judged.scores` for what a score is.
+    A cell without a verdict is empty. See `Judged.scores` for what a score is, and `sheet.csv_text` for what is done
+    to answers that a spreadsheet would run.
     """
     columns: dict[str, Verdicts] = {}
     for signal, judged in compared.judged.items():
         for name, scores in {signal: judged.scores, **{f"{signal}/{k}": v for k, v in judged.parts.items()}}.items():
             columns |= {f"{name}: {model}": scores[model] for model in compared.models}
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["id", "prompt", "sample", *(f"answer: {model}" for model in compared.models), *columns])
-    for number, row in enumerate(compared.rows):
-        said = [column[number] for column in columns.values()]
-        writer.writerow(
-            [
-                row["id"],
-                "\n\n".join(message_text(message) for message in row["prompt"]),
-                row["completions"][0]["sample_index"],
-                *(completion["text"] for completion in row["completions"]),
-                *("" if score is None else f"{score:.6g}" for score in said),
-            ]
-        )
-    return out.getvalue()
+    table: list[list[Cell]] = [
+        [
+            row["id"],
+            "\n\n".join(message_text(message) for message in row["prompt"]),
+            row["completions"][0]["sample_index"],
+            *(completion["text"] for completion in row["completions"]),
+            *(column[number] for column in columns.values()),
+        ]
+        for number, row in enumerate(compared.rows)
+    ]
+    return csv_text(["id", "prompt", "sample", *(f"answer: {model}" for model in compared.models), *columns], table)
 
 
 def sentences(summary: Mapping[str, Any]) -> list[str]:

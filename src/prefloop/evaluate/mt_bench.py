@@ -71,11 +71,16 @@ def write_judgments(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None
     write_jsonl(path, rows)
 
 
-def rating(judgment: str) -> float:
-    """The rating that a judge gave: the first in double square brackets, else in single ones; -1: none in 1..10."""
+def rating(judgment: str, *, last: bool = False) -> float:
+    """The rating that a judge gave: the first in double square brackets, else in single ones; -1: none in 1..10.
+
+    Args:
+        last: the last one counts, as in replies to our own prompt, which asks for it behind the reasons; FastChat
+            takes the first.
+    """
     for pattern in _RATING:
-        if match := pattern.search(judgment):
-            value = float(match.group(1))
+        if found := pattern.findall(judgment):
+            value = float(found[-1 if last else 0])
             return value if LOWEST <= value <= HIGHEST else NO_RATING
     return NO_RATING
 
@@ -160,7 +165,7 @@ def judge(
             "judge": [name, content_id("mt-bench judge", TASK)],
             "user_prompt": prompt,
             "judgment": text,
-            "score": rating(text),
+            "score": rating(text, last=True),
             "turn": turn + 1,
         }
         for (row, turn, prompt), text in zip(asked, texts, strict=True)

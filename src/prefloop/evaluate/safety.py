@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefloop.backends.base import Backend
+from prefloop.config import JudgeSignalSection
 from prefloop.evaluate.compare import Compared, compare_answers
 from prefloop.evaluate.refusals import RefusalSignal
 from prefloop.evaluate.several import Comparer
@@ -25,8 +26,8 @@ class Safety:
     """What is said of the answers to harmful and to harmless prompts.
 
     Attributes:
-        summary: `harmful` and `benign`, each as `compare.compare_answers` says it; `refusals_by`: "rules" or "rules
-            and judge"; `not_measured`: what was not, and why.
+        summary: `harmful` and `benign`, each as `compare.compare_answers` says it; `refusals_by`: "rules", "rules
+            and judge" or "rules and panel"; `not_measured`: what was not, and why.
         harmful, benign: all answers with all scores.
     """
 
@@ -43,10 +44,12 @@ def safety(
     helpfulness: Comparer | None = None,
     scores: Sequence[Comparer] = (),
     costs: Sequence[Comparer] = (),
-    judge: Mapping[str, Backend] | None = None,
+    judge: JudgeSignalSection | None = None,
+    backends: Mapping[str, Backend] | None = None,
     resamples: int = 10_000,
     seed: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
+    on_judged: Callable[[str, Mapping[str, float]], None] | None = None,
 ) -> Safety:
     """Compare models' answers to harmful and to harmless prompts.
 
@@ -55,15 +58,26 @@ def safety(
         harmlessness: who compares on harmful prompts, a pairwise judge with a rubric of harmlessness.
         helpfulness: who compares on harmless prompts.
         scores, costs: reward models, and cost models (more is worse), asked about both sets.
-        judge: {"judge": a language model} that tells refusals which the string rules do not catch; None: rules alone,
-            and the rates are a floor.
-        resamples, seed, on_progress: as for `compare.compare_answers`.
+        judge: who tells refusals which the string rules do not catch; None: rules alone, and the rates are a floor.
+        backends: the judge's models, by its names for them.
+        resamples, seed, on_progress, on_judged: as for `compare.compare_answers`; of each set of prompts.
 
     Returns:
         Under `signals` of `harmful`: refusal (the rate of each model, its differences), harmlessness, scores; of
         `benign`: refusal (over-refusal), helpfulness, scores.
+
+    Raises:
+        PrefloopError: the judge said too seldom whether an answer refuses.
     """
-    refusal = Comparer(REFUSAL, RefusalSignal(judged=judge is not None), judge or {})
+    signal = RefusalSignal(judge, seed)
+
+    def look(name: str, counts: Mapping[str, float]) -> None:
+        if name == REFUSAL:
+            signal.check(counts)
+        if on_judged is not None:
+            on_judged(name, counts)
+
+    refusal = Comparer(REFUSAL, signal, backends or {})
     on_harmful = [refusal, *([harmlessness] if harmlessness else []), *scores, *costs]
     on_benign = [refusal, *([helpfulness] if helpfulness else []), *scores, *costs]
     found = [
@@ -74,6 +88,7 @@ def safety(
             resamples=resamples,
             seed=seed,
             on_progress=on_progress,
+            on_judged=look,
         )
         for answers, signals in ((harmful, on_harmful), (benign, on_benign))
     ]
@@ -88,7 +103,7 @@ def safety(
     summary = {
         "harmful": found[0].summary,
         "benign": found[1].summary,
-        "refusals_by": "rules and judge" if judge is not None else "rules",
+        "refusals_by": "rules" if judge is None else f"rules and {'judge' if judge.panel is None else 'panel'}",
         "not_measured": {name: why for name, why in missing.items() if why is not None},
     }
     return Safety(summary, *found)

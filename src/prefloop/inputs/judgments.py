@@ -17,6 +17,9 @@ from prefloop.config import PreferencesSection
 from prefloop.inputs.messages import Fault, messages_of, order_faults, text_fault
 from prefloop.records import JudgmentRow, Message, completion_id, content_id, message_text, prompt_id
 
+SILENT = ("failed_judgment", "empty_judgment", "only_praise", "not_judged")
+"""Kinds of rows that are left out and counted, and stop nothing."""
+
 
 @dataclass
 class Judged:
@@ -100,8 +103,8 @@ def questions(value: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     The rules are those of CUT's conversion. Empty where the record has another shape.
     """
     data = value.get("data")
+    found: list[Mapping[str, Any]] = []
     try:
-        found = []
         for one in data["questions"]:  # type: ignore[index]
             best = max(range(len(one["rankings"])), key=lambda i: one["rankings"][i])
             answer = one["answers"][best]
@@ -171,9 +174,10 @@ _PRAISE = re.compile(
 )
 _DOUBT = re.compile(
     r"\b(but|however|although|though|except|unless|almost|nearly|mostly|largely|somewhat|partially|partly|"
-    r"(?:not|n't|never|less than) (?:\w+ )?(?:perfect|correct|accurate|good|fine)|missing|miss(?:es|ed)|lack(?:s|ed|ing)?|"
-    r"incorrect(?:ly)?|inaccurate|unnecessary|should(?:n't)?|could(?:n't)? (?:be|have)|would (?:be|have been) (?:better|more)|"
-    r"improve\w*|forgot|fails?|failed|instead of|too (?:\w+))\b",
+    r"(?:not|n't|never|less than) (?:\w+ )?(?:perfect|correct|accurate|good|fine)|missing|miss(?:es|ed)|"
+    r"lack(?:s|ed|ing)?|incorrect(?:ly)?|inaccurate|unnecessary|should(?:n't)?|could(?:n't)? (?:be|have)|"
+    r"would (?:be|have been) (?:better|more)|improve\w*|forgot|fails?|failed|instead of|too \w+|"
+    r"(?<!nothing )(?<!anything )wrong|(?<!no )(?<!any )(?:mistakes?|errors?|issues?))\b",
     re.IGNORECASE,
 )
 
@@ -237,3 +241,10 @@ def judgment_row(
         "finish": facts.get("finish") or None,
         "evidence": facts.get("evidence") or [],
     }
+
+
+def verdicts_line(verdicts: Mapping[str, int]) -> str:
+    """What a file of judgments says of its answers, in one line; `verdicts` as `decide` counts them."""
+    line = f"{verdicts.get('criticised', 0):,} answers criticised, {verdicts.get('satisfactory', 0):,} satisfactory"
+    more = [("praised", "more satisfactory because the judgment only praises"), ("scored", "more by their score")]
+    return line + "".join(f", {verdicts[name]:,} {what}" for name, what in more if verdicts.get(name))

@@ -354,7 +354,7 @@ LAYOUTS: dict[str, Layout] = {
         Layout("cut", _preference, _CUT, ("i_ans", "reason", "ref"), (), judged=judgments.cut),
         Layout("shepherd", _preference, _SHEPHERD, _SHEPHERD_LEFT, (), judged=judgments.shepherd),
         Layout(
-            *("critiques", _preference, ("data",), ("split", "time", "labeler", "is_topic_based_summarization"), ()),
+            *("critiques", _preference, ("data",), (), ()),
             judged=judgments.critique,
             parts=judgments.questions,
             part="question",

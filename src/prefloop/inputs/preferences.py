@@ -190,7 +190,8 @@ class PreferenceReader:
     def _judgment(self, record: Record, layout: Layout, said: judgments.Judged) -> tuple[Any, list[Problem]]:
         place, raw = (self.section.path, record.row), raw_json(record.value)
         faults = said.faults if said.left_out is None else []
-        own_id, facts, weight = None, {}, None
+        own_id, weight = None, None
+        facts: dict[str, Any] = {}
         if layout.own:
             own_id, wrong = given_id(record.value)
             weight, more = _number(record.value.get("weight"), "weight")

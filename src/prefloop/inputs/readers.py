@@ -7,11 +7,13 @@ memory. Behind broken JSON inside an array, or a bad byte in it or in CSV, there
 from __future__ import annotations
 
 import csv
+import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn, cast
 
 from prefloop.errors import UsageError
 from prefloop.inputs import json_array
@@ -40,6 +42,16 @@ class Stats:
 Stream = Iterator[Record | Problem]
 
 
+def suffix_of(path: str) -> str:
+    """The ending that says how a file is written, in small letters; a `.gz` behind it only says that it is packed."""
+    return Path(path.lower().removesuffix(".gz")).suffix
+
+
+def opened(path: str) -> BinaryIO:
+    """A file's bytes, unpacked where its name ends in `.gz`."""
+    return cast(BinaryIO, gzip.open(path, "rb")) if path.lower().endswith(".gz") else open(path, "rb")
+
+
 def format_of(path: str, declared: str = "auto") -> str:
     """The container of a source: jsonl, json, csv, parquet, hub or sandbox.
 
@@ -50,7 +62,7 @@ def format_of(path: str, declared: str = "auto") -> str:
         return "hub"
     if path.startswith("sandbox:"):
         return "sandbox"
-    found = FORMATS.get(Path(path).suffix.lower())
+    found = FORMATS.get(suffix_of(path))
     if declared in ("lima", "hh"):  # ways to write rows, not containers; published as JSON Lines named .json too
         return found if found in ("csv", "parquet") else "jsonl"
     if declared != "auto":
@@ -72,7 +84,7 @@ def container_of(path: str) -> str:
     Raises:
         UsageError: the path says nothing about the format.
     """
-    if not path.startswith(("hub:", "sandbox:")) and Path(path).suffix.lower() not in FORMATS:
+    if not path.startswith(("hub:", "sandbox:")) and suffix_of(path) not in FORMATS:
         known = ", ".join(FORMATS)
         raise UsageError(
             f"the name does not say what kind of file it is (known endings: {known})",
@@ -81,7 +93,7 @@ def container_of(path: str) -> str:
         )
     found = format_of(path)
     if found == "json" and Path(path).is_file():
-        with open(path, "rb") as f:
+        with opened(path) as f:
             head = f.read(4096).removeprefix(BOM).lstrip()
         return "json" if not head or head.startswith(b"[") or guess_encoding(head).startswith("UTF-16") else "jsonl"
     return found
@@ -98,7 +110,7 @@ def read_records(path: str, container: str, stats: Stats, split: str = "train") 
     """
     if container == "hub":
         name, part = hub_name(path)
-        if part is not None and Path(part).suffix.lower() in FORMATS:
+        if part is not None and suffix_of(part) in FORMATS:
             fetched = _hub_file(path, name, part)
             yield from read_records(fetched, container_of(fetched), stats)
         else:
@@ -114,7 +126,11 @@ def read_records(path: str, container: str, stats: Stats, split: str = "train") 
         yield Problem("empty_file", path, None, None, "the file is empty", "write rows to it first", level="fatal")
         return
     readers = {"jsonl": _read_jsonl, "json": _read_json, "csv": _read_csv, "parquet": _read_parquet}
-    yield from readers[container](path, stats)
+    try:
+        yield from readers[container](path, stats)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        reason, fix = f"is no whole gzip file: {error}", "fetch it again, or unpack it first"
+        yield Problem("unreadable", path, None, None, reason, fix, level="fatal")
 
 
 # ------------------------------------------------------------------------------------------------------------ text
@@ -155,7 +171,7 @@ def guess_encoding(data: bytes) -> str:
 
 def _utf16_problem(path: str) -> Problem | None:
     """UTF-16 has newlines of two bytes, so no line of it means anything: one problem for the whole file."""
-    with open(path, "rb") as f:
+    with opened(path) as f:
         head = f.read(4096)
     if not guess_encoding(head).startswith("UTF-16"):
         return None
@@ -193,7 +209,7 @@ def _read_jsonl(path: str, stats: Stats) -> Stream:
         yield wide
         return
     offset, rows = 0, 0
-    with open(path, "rb") as f:
+    with opened(path) as f:
         # Split at \n only: U+2028 and the like are ordinary characters inside JSON texts.
         for number, line in enumerate(f, start=1):
             start, offset = offset, offset + len(line)
@@ -248,7 +264,7 @@ def _read_json(path: str, stats: Stats) -> Stream:
     if (wide := _utf16_problem(path)) is not None:
         yield wide
         return
-    with open(path, "rb") as f:
+    with opened(path) as f:
         head = f.read(4096)
         mark = len(BOM) if head.startswith(BOM) else 0
         f.seek(mark)
@@ -294,7 +310,7 @@ def _no_array(path: str, body: bytes) -> Problem:
 
 def _decoded_lines(path: str) -> Iterator[str]:
     offset = 0
-    with open(path, "rb") as f:
+    with opened(path) as f:
         for number, line in enumerate(f, start=1):
             body = line.removeprefix(BOM) if number == 1 else line
             try:

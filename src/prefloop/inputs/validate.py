@@ -12,6 +12,7 @@ from prefloop.config import PreferencesSection, PromptsSection
 from prefloop.errors import UsageError
 from prefloop.inputs.candidates import CANDIDATES_COLUMNS, candidates_faults
 from prefloop.inputs.columns import Columns
+from prefloop.inputs.judgments import SILENT, verdicts_line
 from prefloop.inputs.layouts import LAYOUTS, layout_of
 from prefloop.inputs.preferences import PreferenceReader
 from prefloop.inputs.problems import Problem, ProblemLog, raw_json
@@ -36,6 +37,7 @@ class FileReport:
         blank_lines: skipped, which is allowed.
         left_columns: there and not read, by choice or because the format has them: in how many rows.
         votes: of votes of people, how many there are and how far the voters agree (`inputs.votes.Tally.agreement`).
+        verdicts: of written judgments, what they say of the answers (`inputs.judgments.decide`).
         log: the problems; all are counted, the first are kept.
     """
 
@@ -48,6 +50,7 @@ class FileReport:
     layout: str | None = None
     log: ProblemLog = field(default_factory=ProblemLog)
     votes: dict[str, Any] | None = None
+    verdicts: dict[str, int] | None = None
 
     @property
     def problems(self) -> int:
@@ -70,6 +73,7 @@ class FileReport:
             "blank_lines": self.blank_lines,
             "left_columns": self.left_columns,
             **({} if self.votes is None else {"votes": self.votes}),
+            **({} if self.verdicts is None else {"verdicts": self.verdicts}),
             "problems": {"total": self.log.total, "by_kind": dict(self.log.by_kind.most_common())},
             "first": [p.to_json() for p in self.log.kept],
         }
@@ -89,6 +93,8 @@ class FileReport:
         parts: list[RenderableType] = [Text(head)]
         if self.votes is not None:
             parts.append(Text(agreement_line(self.votes)))
+        if self.verdicts is not None:
+            parts.append(Text(verdicts_line(self.verdicts)))
         if self.log.kept:
             table = Table("row", "field", "problem", "fix", show_edge=False, pad_edge=False)
             for problem in self.log.kept[:show]:
@@ -103,8 +109,10 @@ class FileReport:
         verdict = "ok" if self.ok else "not usable as it is"
         if self.ok and self.log.by_level["duplicate"]:
             undecided = self.log.by_kind["split_votes"] + self.log.by_kind["not_compared"]
-            repeated = self.log.by_level["duplicate"] - undecided
-            left = [f"{repeated:,} repeated rows"] if repeated else []
+            silent = sum(self.log.by_kind[kind] for kind in SILENT)
+            repeated = self.log.by_level["duplicate"] - undecided - silent
+            left = [f"{silent:,} judgments that say nothing"] if silent else []
+            left += [f"{repeated:,} repeated rows"] if repeated else []
             left += [f"pairs of {undecided:,} prompts on which the votes decide nothing"] if undecided else []
             verdict = f"ok; a run leaves out {' and '.join(left)}"
         parts.append(Text(verdict, style="green" if self.ok else "red"))
@@ -177,6 +185,7 @@ def validate_file(
             *(prompts.path, "preference", pairs.records, valid, stats.blank_lines),
             *(_sorted(pairs.columns), found, log),
             None if pairs.tally is None else pairs.tally.agreement(),
+            dict(sorted(pairs.verdicts.items())) or None,
         )
     if kind == "candidates":
         check = _Candidates(prompts)

@@ -119,15 +119,14 @@ def _made(facts: Facts, branch: str) -> str:
         sample, way = recipe.get("sample") or {}, public(facts.way(branch))
         rate, pair = way["rate"], way["pair"]
         model = (sample.get("model") or recipe.get("model") or {}).get("path")
-        who = ((rate.get("model") or {}).get("path")) or (recipe.get("model") or {}).get("path")
         lines.append(f"- Prompts: `{(recipe.get('prompts') or {}).get('path')}`.")
         lines.append(
             f"- Answers: {sample.get('n')} a prompt by `{model}`, temperature {sample.get('temperature')}, at most "
             f"{sample.get('max_new_tokens')} tokens, seed {recipe.get('seed')}."
         )
-        by = rate.get("callable") or rate.get("path") or who
+        by = ", ".join(f"`{name}`" for name in _raters(rate) or [str((recipe.get("model") or {}).get("path"))])
         mode = f", {rate['mode']}" if rate.get("mode") else ""
-        lines.append(f"- Which answer is better: `{rate.get('type')}`{mode}, by `{by}`.")
+        lines.append(f"- Which answer is better: `{rate.get('type')}`{mode}, by {by}.")
         lines.append(f"- Pairs: `{pair.get('strategy')}`, least gap of the scores {pair.get('min_gap')}.")
     dropped: dict[str, int] = {}
     for part in [*facts.done("pair", branch=branch), *facts.done("preferences")]:
@@ -137,6 +136,13 @@ def _made(facts: Facts, branch: str) -> str:
         reasons = ", ".join(f"{n:,} {reason.replace('_', ' ')}" for reason, n in sorted(dropped.items()))
         lines.append(f"- Dropped on the way, by reason: {reasons}.")
     return "\n".join(lines)
+
+
+def _raters(rate: Mapping[str, Any]) -> list[str]:
+    """Who rates: a function, a file of votes, all judges of a panel, or a model; empty for the recipe's first."""
+    models = rate.get("panel") or [rate.get("model") or {}]
+    named = rate.get("callable") or rate.get("path")
+    return [named] if named else [model["path"] for model in models if model.get("path")]
 
 
 def _bias(facts: Facts, counts: Mapping[str, Any]) -> str:

@@ -16,6 +16,11 @@ from prefloop.store.rundir import RunDir
 # Two steps or more: `/no_think` in a system message is no path. A web address never matches, nor does `and/or`.
 _PATH = re.compile(r"(?<![\w/.~])~?(?:/[^\s/'\"=,;:]+){2,}/?")
 _WINDOWS = re.compile(r"[A-Za-z]:\\")
+_ADDRESS = re.compile(r"[A-Za-z][\w+.-]*://[^\s'\"<>{}]*[^\s'\"<>{},]")
+_SETTING = re.compile(r"(?P<name>[A-Za-z_][\w-]*(?:\.[\w-]+)*)=(?P<value>.*)", re.DOTALL)
+# Of a server: where it is, and what is sent to it besides the question, which may name a user or an account.
+_PRIVATE = {"url", "extra_body"}
+HIDDEN = "…"
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ class Facts:
         """The command that made the run."""
         import shlex
 
-        return shlex.join(str(public(part)) for part in self.manifest.get("command") or [])
+        return shlex.join(_argument(str(part)) for part in self.manifest.get("command") or [])
 
     def versions(self) -> dict[str, str]:
         """Package -> version, in the order of the manifest."""
@@ -104,23 +109,46 @@ def read(run_dir: Path) -> Facts:
 def public(value: Any) -> Any:
     """A value without what concerns this machine alone.
 
-    Absolute paths keep their last name only; the address of a server is left out, as it may be nobody's business.
+    Absolute paths keep their last name only. Addresses of servers and what is sent to them besides the question are
+    left out, wherever they stand, as they may be nobody's business.
     """
     if isinstance(value, dict):
-        return {key: "…" if key == "url" and item else public(item) for key, item in value.items()}
+        return {key: HIDDEN if key in _PRIVATE and item else public(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [public(item) for item in value]
     if not isinstance(value, str):
         return value
+    value = _ADDRESS.sub(HIDDEN, value)
     # An argument of the command is often name=path, and a path may hold blanks.
     name, equals, last = value.rpartition("=")
-    if "." in name and name.endswith(".url"):
-        return f"{name}=…"
     prefix = "hub:" if last.startswith("hub:") else ""
     path = last.removeprefix(prefix)
     if os.path.isabs(path) or path.startswith("~") or _WINDOWS.match(path):
         return f"{name}{equals}{prefix}{PurePath(path.replace(chr(92), '/')).name}"
     return _PATH.sub(lambda match: PurePath(match.group()).name, value)
+
+
+def _argument(text: str) -> str:
+    """An argument of the command as it may be shown; a setting may hold a whole section: `rate.model={path: …}`."""
+    import yaml
+
+    setting = _SETTING.fullmatch(text)
+    if setting is None:
+        return str(public(text))
+    name, value = setting["name"], setting["value"]
+    if _PRIVATE & set(name.split(".")):
+        return f"{name}={HIDDEN}"
+    try:
+        section = yaml.safe_load(value)
+    except yaml.YAMLError:
+        section = None
+    if isinstance(section, dict | list):
+        shown = yaml.safe_dump(
+            public(section), default_flow_style=True, sort_keys=False, allow_unicode=True, width=10_000
+        )
+        return f"{name}={shown.strip()}"
+    # What no YAML reader understands is not shown where it might be private.
+    return f"{name}={HIDDEN}" if "extra_body" in value else str(public(text))
 
 
 def pairs(facts: Facts, branch: str) -> Iterator[tuple[str, int, dict[str, Any]]]:
@@ -132,6 +160,13 @@ def pairs(facts: Facts, branch: str) -> Iterator[tuple[str, int, dict[str, Any]]
         UsageError: no pairs are there yet.
     """
     stages = facts.done("pair", branch=branch) or facts.done("preferences")
+    first = next(stages[0].folder.rows(), {}) if stages else {}
+    if facts.done("judgments", branch=branch) or "completion" in first:
+        raise UsageError(
+            "the run learned from written judgments, and made no pairs",
+            where=str(facts.run.path),
+            fix="its judgments lie in the stage's Parquet files (prefloop inspect RUN)",
+        )
     if not stages:
         raise UsageError(
             "the run has no pairs yet", where=str(facts.run.path), fix="run it at least up to them: prefloop pair"

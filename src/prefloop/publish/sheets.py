@@ -8,8 +8,6 @@ out are votes that `preferences:` and the signal `human` read.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import random
 from collections import Counter
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from prefloop.errors import UsageError
+from prefloop.evaluate.sheet import csv_text
 from prefloop.inputs.preferences import read_votes
 from prefloop.inputs.problems import Problem
 from prefloop.inputs.readers import Record, Stats, read_records
@@ -28,7 +27,6 @@ from prefloop.records import Message, content_id
 from prefloop.store import atomic
 
 COLUMNS = ("id", "prompt", "answer_a", "answer_b", "vote", "voter", "comment")
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def key_path(sheet: Path) -> Path:
@@ -67,22 +65,20 @@ def export_sheet(
             "the run has no pairs", where=str(run_dir), fix="vote on a run with chosen and rejected answers"
         )
     rows.sort(key=lambda row: (content_id("sheet", seed, row["id"]), row["id"]))
-    table, keys = io.StringIO(), io.StringIO()
-    writer = csv.DictWriter(table, COLUMNS, lineterminator="\r\n")
-    writer.writeheader()
+    table, keys = [], []
     for row in islice(rows, limit):
         answers = [row["chosen"][0]["content"], row["rejected"][0]["content"]]
         # One generator a row: a pair has its seats whatever else is in the sheet.
         if random.Random(content_id("seats", seed, row["id"])).random() < 0.5:
             answers.reverse()
         key = {"id": content_id("ballot", row["id"]), "prompt": row["prompt"], "answers": answers}
-        keys.write(json.dumps(key, ensure_ascii=False) + "\n")
-        texts = (shown(row["prompt"]), *answers)
-        writer.writerow(dict(zip(COLUMNS, (key["id"], *map(_cell, texts), "", "", ""), strict=True)))
+        keys.append(json.dumps(key, ensure_ascii=False) + "\n")
+        # A text that a spreadsheet would run as a formula is changed there; the key has the text itself.
+        table.append((key["id"], shown(row["prompt"]), *answers, "", "", ""))
     out.parent.mkdir(parents=True, exist_ok=True)
-    atomic.write_text(key_path(out), keys.getvalue())
+    atomic.write_text(key_path(out), "".join(keys))
     # With the mark that makes spreadsheets read UTF-8.
-    atomic.write_text(out, "\ufeff" + table.getvalue())
+    atomic.write_text(out, "\ufeff" + csv_text(COLUMNS, table))
     n = len(rows) if limit is None else min(limit, len(rows))
     return {"pairs": n, "sheet": str(out), "key": str(key_path(out))}
 
@@ -92,11 +88,6 @@ def shown(prompt: Sequence[Message]) -> str:
     if len(prompt) == 1:
         return prompt[0]["content"]
     return "\n\n".join(f"{message['role'].upper()}: {message['content']}" for message in prompt)
-
-
-def _cell(text: str) -> str:
-    """What a spreadsheet would run as a formula is shown with a quotation mark before it; the key has the text."""
-    return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def import_sheets(key: Path, sheets: Sequence[Path], out: Path) -> dict[str, Any]:

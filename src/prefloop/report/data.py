@@ -26,7 +26,10 @@ CARD = {
     "null_rate": ("No verdict", "calls without a verdict, left out and counted", 0.0),
     "label_mass": ("Label mass", "mean probability of the labels together", 1.0),
 }
-ORDER = ("prompts", "preferences", "sample", "rate", "pair", "train", "merge", "heldout", "evaluate", "ability")
+ORDER = (
+    *("prompts", "preferences", "sample", "rate", "pair", "judgments"),
+    *("train", "merge", "heldout", "evaluate", "ability"),
+)
 UNITS = {
     "prompts": "prompts",
     "preferences": "rows",
@@ -34,11 +37,18 @@ UNITS = {
     "sample": "prompts sampled",
     "rate": "prompts rated",
     "pair": "pairs",
+    "judgments": "judged answers",
     "evaluate": "prompts compared",
 }
 # What a training counts, by its objective; pairs where it is none of these.
-ROWS_OF = {"sft": "answers", "kto": "answers", "plackett_luce": "lists"}
-KEPT = {"pairs": "pairs", "good": "good answers", "bad": "bad answers"}
+ROWS_OF = {"sft": "answers", "kto": "answers", "plackett_luce": "lists", "cut": "judged answers"}
+KEPT = {
+    "pairs": "pairs",
+    "good": "good answers",
+    "bad": "bad answers",
+    "criticised": "criticised answers",
+    "satisfactory": "satisfactory ones",
+}
 
 
 @dataclass(frozen=True)
@@ -216,7 +226,10 @@ def _models(parts: list[Part]) -> list[dict[str, Any]]:
         models |= {f"{name}, not merged": said for name, said in (evaluate.get("unmerged") or {}).items()}
         for name, said in models.items():
             by = {"": said["win_rate"]} | {signal: o["win_rate"] for signal, o in (said.get("also") or {}).items()}
-            found += [{"round": part.round, "name": name, "signal": signal, **win} for signal, win in by.items()]
+            found += [
+                {**win, "round": part.round, "name": name, "signal": signal.partition("@")[0]}
+                for signal, win in by.items()
+            ]
     for entry in found:
         label = f"round {entry['round']} {entry['name']}"
         ends = (entry["value"], entry["ci_low"], entry["ci_high"])
@@ -265,7 +278,7 @@ def _counted(verb: str, success: dict[str, Any]) -> dict[str, Any]:
     }
     if rows:
         step |= {"count": rows["kept"], "unit": UNITS.get(verb, "rows"), "kept": rows["kept"]}
-    if verb == "preferences":
+    if verb in ("preferences", "judgments"):
         found = [f"{counts[name]:,.0f} {what}" for name, what in KEPT.items() if counts.get(name)]
         step["detail"] = f"({', '.join(found)})" if found else ""
     if verb == "sample" and counts.get("answers"):

@@ -144,6 +144,8 @@ def histograms(stages: Iterable[tuple[str, StageDir]]) -> list[dict[str, Any]]:
         scores_of: dict[str, list[float]] = {"chosen": [], "rejected": []}
         lengths_of: dict[str, list[float]] = {"chosen": [], "rejected": []}
         for row in pairs.rows():
+            if "completion" in row:  # judgments, which have no second side
+                continue
             for side in ("chosen", "rejected"):
                 if row[f"score_{side}"] is not None:
                     scores_of[side].append(row[f"score_{side}"])

@@ -35,6 +35,7 @@ def render_preference(found: Mapping[str, Any], margins: Sequence[float]) -> str
         "margins": histogram([("held-out pairs", margins, 0)], "implicit reward margins"),
         "divergence": found.get("divergence"),
         "answers": found.get("answers"),
+        "left_out": found.get("left_out", {}).get("pairs", {}),
         "not_measured": found["not_measured"],
     }
     return render(data, "preference.html.j2")

@@ -32,11 +32,13 @@ class Rating:
         scores: one per completion, higher is better; None where no verdict could be had.
         counts: named counts that the driver sums over rows and prints (verdicts, nulls, first-seat wins, …).
         parts: what the scores are means of, by judge or criterion; empty where they are not.
+        judgments: of a critic, what is wrong with each completion in words; None where nothing is, or without a score.
     """
 
     scores: list[float | None]
     counts: dict[str, float] = field(default_factory=dict)
     parts: list[PartScores] = field(default_factory=list)
+    judgments: list[str | None] | None = None
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from prefloop.backends.base import Backend
 from prefloop.config import (
+    CriticSignalSection,
     FunctionSignalSection,
     HumanSignalSection,
     JudgeSignalSection,
@@ -18,7 +19,7 @@ from prefloop.config import (
 )
 from prefloop.errors import UsageError
 from prefloop.records import ScoredRow
-from prefloop.signals import attribute, function, human, judge, references, reward_model, self_reward
+from prefloop.signals import attribute, critic, function, human, judge, references, reward_model, self_reward
 from prefloop.signals.base import Need, Signal
 from prefloop.signals.pairrm import checkpoint as pairrm_checkpoint
 from prefloop.signals.pairrm import signal as pairrm
@@ -32,7 +33,7 @@ def _function(section: FunctionSignalSection) -> tuple[Signal, Needs]:
     return function.FunctionSignal(section.callable), {}
 
 
-def _judge(section: JudgeSignalSection) -> tuple[Signal, Needs]:
+def _judge(section: JudgeSignalSection, seed: int = 0) -> tuple[Signal, Needs]:
     read = None if section.references is None else references.load(section.references)
     judges = [
         judge.JudgeSignal(
@@ -47,6 +48,7 @@ def _judge(section: JudgeSignalSection) -> tuple[Signal, Needs]:
             temperature=section.temperature,
             max_new_tokens=section.max_new_tokens,
             orders=section.orders,
+            seed=seed,
             backend=name,
         )
         for name in section.models
@@ -73,6 +75,19 @@ def _self_reward(section: SelfRewardSignalSection) -> tuple[Signal, Needs]:
     return signal, {section.name: Need(section.model, policy=True)}
 
 
+def _critic(section: CriticSignalSection) -> tuple[Signal, Needs]:
+    if section.callable is not None:
+        return critic.FunctionCritic(section.callable), {}
+    signal = critic.CriticSignal(section.template, section.max_new_tokens, section.retries, section.name)
+    return signal, {section.name: Need(section.model)}
+
+
+def _critic_identity(section: CriticSignalSection) -> dict[str, Any]:
+    if section.callable is not None:  # not imported
+        return function.identity(section.callable) | {"type": "critic"}
+    return _critic(section)[0].identity
+
+
 BUILDERS: dict[str, Callable[[Any], tuple[Signal, Needs]]] = {
     "function": _function,
     "judge": _judge,
@@ -80,6 +95,7 @@ BUILDERS: dict[str, Callable[[Any], tuple[Signal, Needs]]] = {
     "pairrm": _pairrm,
     "reward_model": _reward_model,
     "self_reward": _self_reward,
+    "critic": _critic,
 }
 
 
@@ -90,15 +106,22 @@ IDENTITIES: dict[str, Callable[[Any], dict[str, Any]]] = {
     "pairrm": lambda section: pairrm.PairRmSignal(section.score).identity,
     "reward_model": reward_model.identity,
     "self_reward": lambda section: _self_reward(section)[0].identity,
+    "critic": _critic_identity,
 }
 
 
-def build(section: SignalSection) -> tuple[Signal, Needs]:
+def build(section: SignalSection, seed: int = 0) -> tuple[Signal, Needs]:
     """The signal, and the models that its backends need, by backend name.
+
+    Args:
+        section: the signal's.
+        seed: the run's, of replies that are sampled.
 
     Raises:
         UsageError: the function or template that the section names is not there or faulty.
     """
+    if isinstance(section, JudgeSignalSection):
+        return _judge(section, seed)
     return BUILDERS[section.type](section)
 
 
@@ -151,16 +174,44 @@ def open_backend(section: ModelSection, kind: str, cache: Cache | None) -> Backe
     return OPENERS[kind](section, cache)
 
 
-def identity(section: SignalSection) -> dict[str, Any]:
+def identity(section: SignalSection, seed: int = 0) -> dict[str, Any]:
     """Everything about a signal, besides its models, that changes a score; for the fingerprint of a stage.
 
     A judge is known by the text of its templates, rubric and references, a function by the digest of its file. Loads
     no model and imports no user code. Whether nulls or noise stop a stage changes no score and is not in it.
 
+    Args:
+        section: the signal's.
+        seed: as for `build`; it is part of the identity where replies are sampled.
+
     Raises:
         UsageError: a judge's template is not there or faulty.
     """
+    if isinstance(section, JudgeSignalSection):
+        return _judge(section, seed)[0].identity
     return IDENTITIES[section.type](section)
+
+
+class Asking(NamedTuple):
+    """What is asked of a judge: calls, tokens that it reads besides the instruction, and tokens that it writes."""
+
+    calls: int
+    read: int
+    written: int
+
+
+def asking(section: SignalSection, answers: int, tokens: int) -> Asking:
+    """What a signal asks of a judge for one row, at most if every reply holds a verdict; nothing of other signals.
+
+    Args:
+        section: the signal's.
+        answers: of the row, all different.
+        tokens: of each answer.
+    """
+    signal, _ = build(section) if isinstance(section, JudgeSignalSection) else (None, None)
+    if isinstance(signal, judge.JudgeSignal | judge.PanelSignal):
+        return Asking(*signal.asking(answers, tokens))
+    return Asking(0, 0, 0)
 
 
 def function_identity(path: str) -> dict[str, Any]:
@@ -175,7 +226,7 @@ def preflight(section: SignalSection) -> None:
         UsageError: the function, its module or a judge's template is missing or faulty.
     """
     signal, _ = build(section)
-    if isinstance(signal, judge.JudgeSignal | judge.PanelSignal):
+    if isinstance(signal, judge.JudgeSignal | judge.PanelSignal | critic.CriticSignal):
         signal.try_template()
     if isinstance(section, PairRmSignalSection):
         pairrm_checkpoint.preflight(section.model.path)
@@ -196,6 +247,8 @@ def card(section: SignalSection, counts: Mapping[str, float], rows: Iterable[Sco
         counts: summed over all rows.
         rows: the scored rows, for what does not add up over rows; none leaves it out.
     """
+    if isinstance(section, CriticSignalSection):
+        return critic.card(counts)
     if isinstance(section, PairRmSignalSection):
         return pairrm.card(counts)
     return judge.card(counts, rows) if isinstance(section, JudgeSignalSection) else None
@@ -223,5 +276,7 @@ def check(section: SignalSection, counts: Mapping[str, float], final: bool = Tru
     Raises:
         PrefloopError: a judge gave no verdict in more calls than `max_null_share` allows.
     """
+    if isinstance(section, CriticSignalSection):
+        critic.check(counts, section.max_null_share, final=final)
     if isinstance(section, JudgeSignalSection):
         judge.check_nulls(dict(counts), section.max_null_share, final=final)

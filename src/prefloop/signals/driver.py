@@ -162,6 +162,8 @@ def _collect(signal: Signal, live: Sequence[_Live], ratings: Sequence[Rating]) -
         }
         if rating.parts:
             scored["parts"] = rating.parts
+        if rating.judgments is not None:
+            scored["judgments"] = rating.judgments
         rated.rows.append(scored)
         rated.calls.extend(state.calls.values())
         counts["rows"] += 1

@@ -132,7 +132,16 @@ def _source_sha(module: str) -> str | None:
 
 
 def ask(function: Scorer, path: str, prompt: Sequence[Message], completion: str) -> float | None:
-    """What a function of the user's says of one answer.
+    """What a scoring function of the user's says of one answer; see `call`.
+
+    Raises:
+        UsageError: as `call`, or it returned what is no finite number.
+    """
+    return number(call(function, path, prompt, completion), path)
+
+
+def call(function: Scorer, path: str, prompt: Sequence[Message], completion: str) -> Any:
+    """What a function of the user's returns for one answer.
 
     Args:
         function: as `load` gives it.
@@ -140,18 +149,17 @@ def ask(function: Scorer, path: str, prompt: Sequence[Message], completion: str)
         prompt, completion: given to it; the messages as copies, so that it cannot change the rows.
 
     Raises:
-        UsageError: it raised something (names the line of its file), or returned what is no finite number.
+        UsageError: it raised something; names the line of its file.
     """
     messages: list[Message] = [{"role": m["role"], "content": m["content"]} for m in prompt]
     try:
-        value = function(messages, completion)
+        return function(messages, completion)
     except Exception as error:
         raise UsageError(
             f"{path} failed: {type(error).__name__}: {error}",
             where=_place(error, path),
             fix="correct the function, or let it return None where it can give no verdict",
         ) from error
-    return number(value, path)
 
 
 def _place(error: Exception, path: str) -> str:

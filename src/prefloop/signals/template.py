@@ -25,6 +25,7 @@ SHOWN = {
     "pairwise": ("instruction", "first", "second"),
     "listwise": ("instruction", "answers"),
     "ranking": ("instruction", "answers"),
+    "critic": ("instruction", "answer"),
 }
 # What it may show besides: the mark's code, criteria and scale (`rubric.Rubric.values`), the reference answer or None,
 # and how the judge is to reply, which depends on how its verdict will be read. A template without `reply` says

@@ -13,6 +13,8 @@ WINDOW = 10  # records
 FALLEN = 0.15
 """Share of its log-probability that the chosen answer may lose before it is said."""
 LEAST = 5.0  # nats
+FEW_FLAGS, MANY_FLAGS = 0.002, 0.7
+"""Share of a criticised answer's tokens that is flagged, outside of which it is said."""
 CUT_OFF = 0.1
 """Share of answers without an end of turn from which on it is said."""
 
@@ -31,11 +33,13 @@ class Watch:
     def __init__(self, beta: float | None) -> None:
         self._beta = beta
         self._said = False
+        self._flags: deque[float] = deque(maxlen=WINDOW)
         self._start: tuple[float, float] | None = None
         self._recent: deque[tuple[float, float, float, float]] = deque(maxlen=WINDOW)
 
     def __call__(self, record: dict[str, Any]) -> None:
         """Take note of one record of `PreferenceTrainer`."""
+        self._look_at_flags(record)
         if self._said or record["kind"] != "train" or "logps/rejected" not in record:
             return
         sides = ("rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected")
@@ -57,6 +61,23 @@ class Watch:
                 record["step"],
                 chosen,
                 _WITHOUT_REFERENCE if self._beta is None else _WITH_REFERENCE,
+            )
+
+
+    def _look_at_flags(self, record: dict[str, Any]) -> None:
+        """Of objective `cut`: a threshold that flags nothing teaches nothing, one that flags most destroys."""
+        if record["kind"] != "train" or "flags/rate" not in record or self._flags.maxlen == len(self._flags):
+            return
+        self._flags.append(record["flags/rate"])
+        if len(self._flags) < WINDOW:
+            return
+        rate = sum(self._flags) / WINDOW
+        if not FEW_FLAGS <= rate <= MANY_FLAGS:
+            logger.warning(
+                "the judgments flag %.1f %% of the tokens that they speak of: %s train.objective.threshold (prefloop "
+                "inspect-cut shows what each would flag)",
+                100 * rate,
+                "lower" if rate < FEW_FLAGS else "raise",
             )
 
 

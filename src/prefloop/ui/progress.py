@@ -1,6 +1,6 @@
 """What a run shows while it works: a live display on a terminal, plain lines elsewhere, nothing when quiet.
 
-Everything goes to stderr, so that stdout holds results for machines alone. Texts are shown as they are, never read as
+Everything goes to stderr, so that stdout holds results alone. Texts are shown as they are, never read as
 rich markup and without control characters: they may come from a model.
 """
 

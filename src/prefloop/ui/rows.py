@@ -35,7 +35,9 @@ def stage_rows(run: Path, stage: str | None, limit: int, *, rejects: bool) -> It
     }
     folders |= {name: folder for name, folder in planned.items() if folder.path.is_dir()}
     if stage is None:
-        stage = "preferences" if "preferences" in planned else "pair"
+        stage = next((name for name in ("preferences", "judgments") if name in planned), "pair")
+    if stage not in folders:
+        stage = _of_the_model(opened, stage) or stage
     if stage not in folders:
         known = ", ".join(folders) or "none has begun yet"
         raise UsageError(f"no stage {stage!r}", where=str(run), fix=f"one of: {known}")
@@ -44,6 +46,14 @@ def stage_rows(run: Path, stage: str | None, limit: int, *, rejects: bool) -> It
     if not first:
         raise UsageError("no rows are here", where=str(folders[stage].path), fix="see prefloop status")
     yield from islice(chain(first, rows), limit)
+
+
+def _of_the_model(run: RunDir, verb: str) -> str | None:
+    """Of several branches' stages of a kind, that of the model which the run ends with, or of the first branch."""
+    chosen = (run.read_summary() or {}).get("chosen", {})
+    found = [s for s in (run.read_manifest() or {}).get("stages", []) if s["verb"] == verb]
+    mine = [s for s in found if (s["round"], s.get("branch")) == (chosen.get("round"), chosen.get("branch"))]
+    return next((str(s["name"]) for s in mine or found), None)
 
 
 def _rejects(folder: StageDir) -> Iterator[dict[str, Any]]:
@@ -69,10 +79,17 @@ def show_rows(rows: list[dict[str, Any]], console: Console) -> None:
             if row.get(side):
                 body.append(f"{side} {_score(row.get(f'score_{side}'))}", style=style)
                 body.append(without_controls(f"{message_text(row[side][-1])}\n"))
+        if row.get("completion"):
+            body.append(without_controls(f"{message_text(row['completion'][-1])}\n"), style="cyan")
+            said = row["judgment"]
+            body.append("satisfactory\n" if said is None else without_controls(f"judgment: {said}\n"), style="magenta")
         scores = row.get("scores") or [None] * len(row.get("completions") or [])
-        for completion, score in zip(row.get("completions") or [], scores):
+        judgments = row.get("judgments") or [None] * len(scores)
+        for completion, score, said in zip(row.get("completions") or [], scores, judgments):
             body.append(f"{_score(score)}", style="cyan")
             body.append(without_controls(f"{completion['text']}\n"))
+            if said is not None:
+                body.append(without_controls(f"judgment: {said}\n"), style="magenta")
         console.print(Panel(body, title=Text(row["id"]), title_align="left", border_style="dim"))
 
 

@@ -52,7 +52,7 @@ def _several(evaluate: dict[str, Any]) -> list[str]:
     lines = []
     for name, said in evaluate.get("branches", {}).items():
         mark = ", the better one" if name == evaluate["winner"] else ""
-        others = {f" by {signal}": other for signal, other in said.get("also", {}).items()}
+        others = {f" by {signal.partition('@')[0]}": other for signal, other in said.get("also", {}).items()}
         for by, other in ({"": said} | others).items():
             win = other["win_rate"]
             alike = other.get("agreement", {}).get("decided")
@@ -64,12 +64,19 @@ def _several(evaluate: dict[str, Any]) -> list[str]:
     for d in evaluate.get("differences", []):
         low, high = (f"{100 * d[key]:+.1f}" for key in ("ci_low", "ci_high"))
         lines.append(
-            f"  {d['b']} - {d['a']} by {d['signal']}: {100 * d['value']:+.1f} [{low}, {high}] points: "
-            f"{d['verdict'] if d['verdict'].startswith('no ') else ('better' if d['value'] > 0 else 'worse')}"
+            f"  {d['b']} - {d['a']} by {d['signal'].partition('@')[0]}: "
+            f"{100 * d['value']:+.1f} [{low}, {high}] points: {_difference(d)}"
         )
     for name, said in evaluate.get("unmerged", {}).items():
         lines.append(f"  {name} unmerged: {_share(said['identical'])} of its answers are the merged model's")
     return lines
+
+
+def _difference(figure: dict[str, Any]) -> str:
+    tested = f"p = {figure['p_holm']:.2g} after Holm's correction"
+    if figure["verdict"].startswith("no "):
+        return f"{figure['verdict']} ({tested})"
+    return f"{'better' if figure['value'] > 0 else 'worse'} ({tested})"
 
 
 def _validation(summary: dict[str, Any]) -> list[str]:

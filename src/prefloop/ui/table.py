@@ -10,14 +10,13 @@ from rich.markup import escape
 from rich.table import Table
 
 
-def print_table(title: str, columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Print rows under their columns to stderr; a cell may carry rich markup, the title is taken as it is."""
+def print_table(console: Console, title: str, columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Print rows under their columns; a cell may carry rich markup, the title is taken as it is."""
     table = Table(box=None, header_style="dim")
     for column in columns:
         table.add_column(column)
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
-    console = Console(stderr=True, highlight=False)
     # Not the table's own title, which is broken at the table's width.
     console.print(escape(title), soft_wrap=True)
     console.print(table)

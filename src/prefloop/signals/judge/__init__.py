@@ -1,8 +1,8 @@
 """Scores from a language model that reads the answers (LLM-as-a-judge, Zheng et al. 2023).
 
 `signal.py` is the judge, `panel.py` several of them. `modes.py` makes questions of answers and scores of verdicts,
-`ask.py` puts the questions, `verdicts.py` says what a verdict is and reads it. `checks.py` says when verdicts are of no
-use, `card.py` tells a judge's habits, which `signals.bias` counts.
+`ask.py` puts the questions, `verdicts.py` says what a verdict is and reads it. `checks.py` says when verdicts are of
+no use; `card.py` tells a judge's habits, which `signals.bias` counts.
 """
 
 from prefloop.signals.judge.card import card

@@ -13,6 +13,7 @@ For every question, in waves over all questions of a row:
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,10 @@ CUTS = (1, 2, 4, 8)
 
 # Room for a bare verdict: a few tokens, and as many again for each text that it speaks of.
 BARE_TOKENS, BARE_TOKENS_A_TEXT = 16, 6
+
+# Begins the counts of nulls by their reason; behind it a kind and the reason in words.
+NULL = "null:"
+UNSUPPORTED, TOO_LONG, REFUSED, UNREAD, MASS = "unsupported", "too_long", "refused", "unread", "mass"
 
 Counts = defaultdict[str, float]
 Numbers = list[float]
@@ -79,6 +84,7 @@ class Manner:
         temperature: of written replies.
         max_new_tokens: of written replies with reasons.
         min_label_mass: a chosen verdict is null when all labels together get less probability than this, 0..1.
+        seed: of written replies at a temperature above 0.
     """
 
     backend: str
@@ -90,6 +96,7 @@ class Manner:
     temperature: float
     max_new_tokens: int
     min_label_mass: float
+    seed: int = 0
 
     def by_seat(self, texts: Sequence[str]) -> dict[str, str | Sequence[str]]:
         """Texts by the template's variables for them."""
@@ -106,12 +113,15 @@ class Asked:
         counts: verdicts, nulls, shortened (verdicts on answers that were cut), brief (verdicts by the brief prompt),
             by_choose, by_json and by_text (verdicts by their form), label_mass (its sum over by_choose),
             unequal_labels (chosen verdicts whose labels have different numbers of tokens), unparsed (written
-            replies without a verdict) and asked_again (further calls for that reason).
+            replies without a verdict), asked_again (further calls for that reason) and, under `NULL`, for each kind of
+            reason and reason the nulls that it left ("null:unsupported:the server gives …").
     """
 
     def __init__(self, manner: Manner, context: Context, questions: Sequence[Question], counts: Counts) -> None:
         self.manner, self.context, self.questions, self.counts = manner, context, questions, counts
         self.found: list[Numbers | None] = [None] * len(questions)
+        # What last stood in the way of each verdict.
+        self.why: list[str] = [_why(UNREAD, "no form of the verdict was asked for")] * len(questions)
 
     def run(self) -> Asking:
         """The verdicts, one for each question; None where there is none."""
@@ -121,6 +131,9 @@ class Asked:
                 waiting = yield from self._in_form(form, waiting)
         self.counts["verdicts"] += len(self.found)
         self.counts["nulls"] += self.found.count(None)
+        for numbers, why in zip(self.found, self.why, strict=True):
+            if numbers is None:
+                self.counts[why] += 1
         self.counts["shortened"] += 0
         return self.found
 
@@ -138,6 +151,8 @@ class Asked:
             for place, i in enumerate(waiting):
                 replies = results[place * samples : (place + 1) * samples]
                 refusals = [r for r in replies if isinstance(r, Refusal)]
+                if refusals:
+                    self.why[i] = _why(_kind(refusals[0]), refusals[0].reason)
                 if any(refusal.unsupported for refusal in refusals):
                     unsupported.append(i)
                 elif any(refusal.too_long for refusal in refusals):
@@ -171,10 +186,17 @@ class Asked:
             if isinstance(result, Choice):
                 self._count_choice(result, rung, i)
                 numbers = self._chosen(verdict, result)
+                if numbers is None:
+                    self.why[i] = _why(MASS, "its labels got no probability, or less than min_label_mass")
             elif isinstance(result, Generation):
                 cut = result.finish_reason == "length"
                 numbers = read(form, verdict, result.text, bare=bare or _is_bare(rung), cut=cut)
-                self.counts["unparsed"] += numbers is None
+                if numbers is None:
+                    self.counts["unparsed"] += 1
+                    said = "its reply was cut off before a verdict" if cut else "its reply held no verdict"
+                    self.why[i] = _why(UNREAD, said)
+            elif isinstance(result, Refusal):
+                self.why[i] = _why(_kind(result), result.reason)
             if numbers is not None:
                 given.append(numbers)
         if not given:
@@ -227,7 +249,9 @@ class Asked:
         if form == "choose":
             return Call(self.manner.backend, ChooseRequest(messages, verdict.labels))
         room = BARE_TOKENS + BARE_TOKENS_A_TEXT * len(shown) if bare else self.manner.max_new_tokens
-        sampling = Sampling(max_new_tokens=room, temperature=0.0 if greedy else self.manner.temperature)
+        heat = 0.0 if greedy else self.manner.temperature
+        # The seed of a greedy reply changes nothing and would only keep it from the cache.
+        sampling = Sampling(max_new_tokens=room, temperature=heat, seed=self.manner.seed if heat else 0)
         schema = json_schema(verdict, bare=bare) if form == "json" else None
         return Call(self.manner.backend, GenerateRequest(messages, sampling, sample, schema))
 
@@ -235,3 +259,12 @@ class Asked:
 def _is_bare(rung: _Rung) -> bool:
     """Whether a prompt asks for the verdict alone: it does where it says itself how to reply."""
     return "reply" not in rung.template.used
+
+
+def _kind(refusal: Refusal) -> str:
+    return UNSUPPORTED if refusal.unsupported else TOO_LONG if refusal.too_long else REFUSED
+
+
+def _why(kind: str, reason: str) -> str:
+    """The count of nulls for a reason. Numbers in it are left out, so that like reasons are counted together."""
+    return f"{NULL}{kind}:{re.sub(r'[0-9]+', 'N', ' '.join(reason.split()))[:200]}"

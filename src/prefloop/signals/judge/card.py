@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from prefloop.intervals import wilson
 from prefloop.records import ScoredRow
-from prefloop.signals.judge.bias import length_correlation, rates
+from prefloop.signals.bias import length_correlation, rates
+from prefloop.signals.judge.checks import null_reasons
 from prefloop.signals.judge.panel import agreement
 
 FORMS = {"choose": "log-probability", "json": "JSON", "text": "text"}
@@ -25,12 +27,19 @@ def card(counts: Mapping[str, float], rows: Iterable[ScoredRow] = ()) -> str | N
     forms = [f"{counts[f'by_{form}']:,.0f} by {what}" for form, what in FORMS.items() if counts.get(f"by_{form}")]
     parts = [f"{verdicts:,.0f} verdicts" + (f" ({', '.join(forms)})" if forms else "")]
     if counts.get("nulls"):
-        parts.append(f"{counts['nulls']:,.0f} null")
+        reasons = null_reasons(counts)
+        most = f" (most because {reasons[0][1]})" if reasons else ""
+        parts.append(f"{counts['nulls']:,.0f} null{most}")
+    if counts.get("criteria_left_out"):
+        parts.append(
+            f"{counts['criteria_left_out']:,.0f} of {counts['criteria']:,.0f} criteria left out of a row's scores "
+            "because an answer of it has no verdict by them"
+        )
     if "consistency" in found:
         decided = counts["pairs"] - counts.get("null_pairs", 0) - counts.get("undecided_pairs", 0)
         parts.append(f"the orders agree on {found['consistency']:.0%} of {decided:,.0f} pairs")
     if "first_seat" in found:
-        low, high = wilson(counts["first_wins"], counts["first_decided"])
+        _, low, high = wilson(int(counts["first_wins"]), int(counts["first_decided"]))
         parts.append(f"the answer shown first wins {found['first_seat']:.0%} ({low:.0%} to {high:.0%})")
     if "longer_wins" in found:
         parts.append(f"the longer answer wins {found['longer_wins']:.0%}")
@@ -47,11 +56,3 @@ def card(counts: Mapping[str, float], rows: Iterable[ScoredRow] = ()) -> str | N
     if kappas:
         parts.append(f"by Cohen's kappa {', '.join(kappas)}")
     return f"the judge: {', '.join(parts)}"
-
-
-def wilson(part: float, whole: float) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share."""
-    from scipy.stats import binomtest
-
-    interval = binomtest(int(part), int(whole)).proportion_ci(method="wilson")
-    return float(interval.low), float(interval.high)

@@ -6,14 +6,25 @@ from collections.abc import Mapping
 
 from prefloop.errors import PrefloopError
 from prefloop.signals.bias import FEW_CASES, HIGH_LONGER_WINS, LOW_CONSISTENCY, rates
+from prefloop.signals.judge.ask import MASS, NULL, REFUSED, TOO_LONG, UNREAD, UNSUPPORTED
 
 # Before the end of a stage: the share of null verdicts, and over how many, that no later part will make good.
 EARLY_NULLS, EARLY_VERDICTS = 0.5, 100
 
 LOW_LABEL_MASS = 0.05
 
+# What helps against nulls, by the kind of their reason.
+FIXES = {
+    UNSUPPORTED: "ask for written verdicts, which every server can give: verdict=text (or auto)",
+    TOO_LONG: "shorten prompts and answers, or use a judge with a longer context",
+    UNREAD: "use a judge that follows the template, ask for its verdicts in another form (verdict=json or choose), or "
+    "raise max_new_tokens if its replies are cut off",
+    MASS: "ask for written verdicts (verdict=text), use a judge that follows the template, or lower min_label_mass",
+    REFUSED: "put right what the server or model complains of; each call stands in the table calls",
+}
 
-def check_nulls(counts: Mapping[str, float], max_null_share: float, *, final: bool) -> None:
+
+def check_nulls(counts: Mapping[str, float], max_null_share: float, *, final: bool, where: str = "judge") -> None:
     """Stop when too many verdicts are null.
 
     Args:
@@ -21,6 +32,7 @@ def check_nulls(counts: Mapping[str, float], max_null_share: float, *, final: bo
         max_null_share: the limit at the end, 0..1.
         final: whether these are all rows. Before that the first rows may be unlike the rest, and only half of a
             hundred verdicts (or more than the limit, where that is higher) are a reason to stop.
+        where: for the message.
 
     Raises:
         PrefloopError: more than the limit are null.
@@ -29,15 +41,26 @@ def check_nulls(counts: Mapping[str, float], max_null_share: float, *, final: bo
     limit = max_null_share if final else max(max_null_share, EARLY_NULLS)
     if nulls > limit * verdicts and (final or verdicts >= EARLY_VERDICTS):
         found = rates(counts)
+        kind, reason, times = null_reasons(counts)[0] if null_reasons(counts) else (UNREAD, "", 0)
+        why = f"; {times:,.0f} because {reason}" if reason else ""
         mass = f"; mean label mass {found['label_mass']:.3f}" if "label_mass" in found else ""
         unparsed = f"; {counts['unparsed']:.0f} replies held no verdict" if counts.get("unparsed") else ""
         raise PrefloopError(
             f"the judge gave no verdict in {nulls:.0f} of {verdicts:.0f} calls (at most {max_null_share:.0%} may be "
-            f"null{mass}{unparsed})",
-            where="judge",
-            fix="shorten prompts that exceed the judge's context, use a judge that follows the template, ask for its "
-            "verdicts in another form (verdict=text), or set min_label_mass or max_null_share",
+            f"null{why}{mass}{unparsed})",
+            where=where,
+            fix=f"{FIXES[kind]}; or allow more with max_null_share",
         )
+
+
+def null_reasons(counts: Mapping[str, float]) -> list[tuple[str, str, float]]:
+    """Why there were nulls: (kind, reason in words, how many), the most frequent first."""
+    found = []
+    for key, times in counts.items():
+        if key.startswith(NULL) and times:
+            kind, _, reason = key.removeprefix(NULL).partition(":")
+            found.append((kind, reason, times))
+    return sorted(found, key=lambda entry: (-entry[2], entry[1]))
 
 
 def check_noise(counts: Mapping[str, float], *, force: bool) -> None:

@@ -44,6 +44,11 @@ class PanelSignal:
         """See `JudgeSignal.try_template`."""
         self.judges[0].try_template()
 
+    def asking(self, answers: int, tokens: int) -> tuple[int, int, int]:
+        """See `JudgeSignal.asking`; of all judges together."""
+        calls, read, written = self.judges[0].asking(answers, tokens)
+        return calls * len(self.judges), read * len(self.judges), written * len(self.judges)
+
     def rate(self, row: CandidatesRow) -> Generator[list[Call], list[Result], Rating]:
         """Score the completions of one row.
 

@@ -6,6 +6,7 @@ costs a verdict more for every criterion; all are kept, and the score is their w
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, Literal
@@ -28,6 +29,9 @@ Mode = Literal["pointwise", "pairwise", "listwise", "ranking"]
 # Modes whose verdict is more than one label.
 LISTS = ("listwise", "ranking")
 
+# Of English, for estimates.
+CHARACTERS_A_TOKEN = 4
+
 
 class JudgeSignal:
     """Signal `judge`, with one model.
@@ -44,6 +48,7 @@ class JudgeSignal:
         temperature: of written replies.
         max_new_tokens: of written replies with reasons.
         orders: in how many orders a list is shown.
+        seed: of sampled replies, those at a temperature above 0.
         backend: the model's name among the signal's backends.
 
     Raises:
@@ -64,6 +69,7 @@ class JudgeSignal:
         temperature: float = 0.0,
         max_new_tokens: int = 512,
         orders: int = 2,
+        seed: int = 0,
         backend: str = "judge",
     ) -> None:
         self.mode, self.orders, self.references = mode, orders, references
@@ -82,7 +88,7 @@ class JudgeSignal:
             forms = tuple(form for form in forms if form != "choose")
         seats = template.SHOWN[mode][1:]
         self.manner = Manner(
-            backend, self.template, brief, seats, forms, samples, temperature, max_new_tokens, min_label_mass
+            backend, self.template, brief, seats, forms, samples, temperature, max_new_tokens, min_label_mass, seed
         )
         # Of a rank as of a pair, a score is the mean win probability against the others.
         self.pairwise = mode in ("pairwise", "ranking")
@@ -102,6 +108,8 @@ class JudgeSignal:
             "written": [samples, temperature, max_new_tokens],
             "orders": orders if mode in LISTS else 2,
         }
+        if temperature > 0:
+            self.identity["seed"] = seed
 
     def _check_shown(self, rubric_is_set: bool) -> None:
         """A template that shows nothing of what is set would judge by something else."""
@@ -124,11 +132,27 @@ class JudgeSignal:
         shown = {"instruction": "a request", **seats}
         self.template.render(shown, rubric=self.rubric.values(), reference="a right answer")
 
+    def asking(self, answers: int, tokens: int) -> tuple[int, int, int]:
+        """For a row of so many different answers of so many tokens each: calls, tokens read and tokens written, at
+        most if every reply holds a verdict. The instruction is not counted."""
+        lists = min(self.orders, math.factorial(min(answers, 10)))
+        questions, shown = {
+            "pointwise": (answers, 1),
+            "pairwise": (answers * (answers - 1), 2),
+            "listwise": (lists, answers),
+            "ranking": (lists if answers > 1 else 0, answers),
+        }[self.mode]
+        chosen = self.manner.forms == ("choose",)
+        calls = questions * len(self.judged) * self.manner.samples
+        read = len(self.template.source) // CHARACTERS_A_TOKEN + shown * tokens
+        return calls, calls * read, calls * (1 if chosen else self.manner.max_new_tokens)
+
     def rate(self, row: CandidatesRow) -> Generator[list[Call], list[Result], Rating]:
         """Score the completions of one row; answers that are equal but for outer white space are judged once.
 
         Counts: see `ask.Asked`, and `bias.count_orders`, `count_pair` and `count_outcome`; with reference answers also
-        referenced and unreferenced rows.
+        referenced and unreferenced rows; by criterion also criteria (of rows) and criteria_left_out, those by which an
+        answer of the row has no verdict.
         """
         counts: Counts = defaultdict(float)
         reference = None if self.references is None else self.references.of(row)
@@ -146,7 +170,10 @@ class JudgeSignal:
             if criterion is not None
         ]
         weights = [1.0 if criterion is None else criterion.weight for criterion, _ in self.judged]
-        return Rating(weighted_means(found, weights), dict(counts), parts)
+        if parts:
+            counts["criteria"] += len(parts)
+            counts["criteria_left_out"] += sum(None in scores for scores in found)
+        return Rating(weighted_means(found, weights) if parts else found[0], dict(counts), parts)
 
     def _by(self, rubric: Rubric, context: Context, texts: Texts, counts: Counts) -> Scoring:
         """Scores by one rubric."""
@@ -164,15 +191,19 @@ class JudgeSignal:
 
 
 def weighted_means(columns: Sequence[Scores], weights: Sequence[float]) -> Scores:
-    """For each answer the weighted mean of the scores that it has; None where it has none.
+    """For each answer the weighted mean by those criteria by which every answer has a score; None without any.
+
+    A mean over different criteria would compare unlike things: the answer that a strict criterion is missing for
+    would seem the better one.
 
     Args:
         columns: [criteria][answers].
         weights: [criteria].
     """
+    whole = [(scores, weight) for scores, weight in zip(columns, weights, strict=True) if None not in scores]
+    total = math.fsum(weight for _, weight in whole)
     means: Scores = []
-    for scores in zip(*columns, strict=True):
-        there = [(score, weight) for score, weight in zip(scores, weights, strict=True) if score is not None]
-        total = sum(weight for _, weight in there)
-        means.append(round(sum(s * w for s, w in there) / total, DECIMALS) if there else None)
+    for i in range(len(columns[0])):
+        weighted = [score * weight for scores, weight in whole if (score := scores[i]) is not None]
+        means.append(round(math.fsum(weighted) / total, DECIMALS) if whole else None)
     return means

@@ -2,8 +2,9 @@
 
 A verdict is one number for each text that was shown, whatever the mode. It is given in one of three forms: `choose`
 (the probabilities of the labels, nothing is written), `json` (held to a schema) and `text` (free, the verdict last,
-between double square brackets). Each mode says here which words are verdicts; `read` finds them in a reply. What is
-not exactly a verdict is none: a rating outside the scale, a list of another length, a mark before the last one.
+between double square brackets). Each mode says here which words are verdicts; `read` finds them in a reply. Capitals
+do not matter, and ratings may be written as `4.0` and `4/5`. What is not exactly a verdict is none: a rating outside
+the scale or out of another scale, a list of another length, a mark before the last one.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ FORMS: tuple[Form, ...] = ("choose", "json", "text")
 SEATS = ("A", "B")
 TIE = "tie"
 
+_RATING = re.compile(r"([0-9])(?:\.0{1,3})?(?:/([0-9])(?:\.0{1,3})?)?")
 _MARK = re.compile(r"\[\[([^\[\]]*)\]\]")
 _SAID_BEFORE = re.compile(r"^(answer|verdict|rating|ratings|order|score)\W+", re.IGNORECASE)
 
@@ -100,13 +102,31 @@ class Labelled:
         return [sum(value * p for value, p in zip(column, chances, strict=True)) for column in columns]
 
     def read(self, words: Sequence[str]) -> list[float] | None:
-        found = {**self.worth, **self.spoken}.get(words[0]) if len(words) == 1 else None
+        known = {label.casefold(): worth for label, worth in (*self.worth.items(), *self.spoken.items())}
+        found = known.get(words[0].casefold()) if len(words) == 1 else None
         return None if found is None else list(found)
+
+
+@dataclass(frozen=True)
+class Rated(Labelled):
+    """One rating of one text; its labels are the ratings."""
+
+    def read(self, words: Sequence[str]) -> list[float] | None:
+        found = _rating(words[0], [int(label) for label in self.worth]) if len(words) == 1 else None
+        return None if found is None else [found]
+
+
+def _rating(word: str, ratings: Sequence[int]) -> float | None:
+    """A rating of a scale as judges write it: `4`, `4.0`, or, out of the highest one, `4/5`; None where it is none."""
+    match = _RATING.fullmatch(word)
+    if match is None or int(match[1]) not in ratings or int(match[2] or max(ratings)) != max(ratings):
+        return None
+    return float(match[1])
 
 
 def rating(ratings: Sequence[int]) -> Labelled:
     """One rating of one text."""
-    return Labelled({str(r): (float(r),) for r in ratings}, "one digit", {})
+    return Rated({str(r): (float(r),) for r in ratings}, "one digit", {})
 
 
 def seats() -> Labelled:
@@ -144,10 +164,8 @@ class Ratings:
         raise NotImplementedError("a list of ratings is not chosen")
 
     def read(self, words: Sequence[str]) -> list[float] | None:
-        known = {str(r): float(r) for r in self.ratings}
-        if len(words) != self.n or not known.keys() >= set(words):
-            return None
-        return [known[word] for word in words]
+        found = [number for word in words if (number := _rating(word, self.ratings)) is not None]
+        return found if len(found) == len(words) == self.n else None
 
 
 @dataclass(frozen=True)
@@ -242,10 +260,10 @@ def _of_json(verdict: Verdict, text: str) -> list[float] | None:
         return None
     found = value.get("verdict") if isinstance(value, dict) else None
     words = found if isinstance(found, list) else [found]
-    if any(isinstance(word, bool) or not isinstance(word, str | int) for word in words):
+    if any(isinstance(word, bool) or not isinstance(word, str | int | float) for word in words):
         return None
     return verdict.read([str(word) for word in words])
 
 
 def _words(text: str) -> list[str]:
-    return [word for word in re.split(r"[\s,>]+", text) if word]
+    return [word for word in re.split(r"[\s,>]+", re.sub(r"\s*/\s*", "/", text)) if word]

@@ -1,0 +1,84 @@
+"""How often a recipe's stages will ask a judge, before anything is computed: for `--dry-run`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from prefloop.config import Recipe
+from prefloop.plan import Stage, evaluation_sample, evaluation_signals
+from prefloop.signals.build import Asking, asking
+
+if TYPE_CHECKING:
+    from prefloop.loop import Planned
+
+
+class Calls(NamedTuple):
+    """What a stage asks of judges: fewer calls where answers are equal or cached, more where replies hold no verdict.
+
+    Attributes:
+        each: for one prompt, see `signals.build.Asking`.
+        prompts: how many there are; None where they are not read yet and the recipe sets no limit.
+    """
+
+    each: Asking
+    prompts: int | None
+
+    def json(self) -> dict[str, Any]:
+        """calls_per_prompt and prompts, and, where those are known, calls, tokens_read and tokens_written."""
+        found: dict[str, Any] = {"calls_per_prompt": self.each.calls, "prompts": self.prompts}
+        if self.prompts is not None:
+            found["calls"] = self.each.calls * self.prompts
+            found["tokens_read"] = self.each.read * self.prompts
+            found["tokens_written"] = self.each.written * self.prompts
+        return found
+
+    def __str__(self) -> str:
+        if self.prompts is None:
+            return f"for each prompt: {self.each.calls:,} calls"
+        calls, read, written = (number * self.prompts for number in self.each)
+        # One token a call where the labels' probabilities are read, which shows when the judge is asked.
+        most = f" to {written:,}" if written > calls else ""
+        return f"up to {calls:,} calls: about {read:,} tokens read, besides the prompts, and {calls:,}{most} written"
+
+
+def judge_calls(recipe: Recipe, planned: Sequence[Planned]) -> dict[str, Calls]:
+    """What the stages that are not done will ask of judges, by their names; others are not in it.
+
+    Raises:
+        UsageError: a judge's template or rubric is faulty.
+    """
+    kept = {p.stage.name: p.success["rows"]["kept"] for p in planned if p.success and "rows" in p.success}
+    found = {}
+    for p in planned:
+        if p.state in ("done", "skipped"):
+            continue
+        each = _each(recipe, p.stage)
+        if each.calls:
+            found[p.stage.name] = Calls(each, _prompts(recipe, p.stage, kept))
+    return found
+
+
+def _each(recipe: Recipe, stage: Stage) -> Asking:
+    if stage.verb == "rate":
+        section = recipe.ways[stage.branch].rate
+        sample = recipe.sampled.sample
+        return Asking(0, 0, 0) if section is None else asking(section, sample.answers, sample.max_new_tokens)
+    if stage.verb == "evaluate":
+        sample, signals = evaluation_sample(recipe), evaluation_signals(recipe)
+        pairs = [asking(section, 2, sample.max_new_tokens) for section in signals]
+        adapters = [way for way in recipe.ways.values() if recipe.evaluate.unmerged and way.train.lora is not None]
+        # Of adapters the first signal alone says something.
+        times = [len(recipe.ways) + (len(adapters) if i == 0 else 0) for i in range(len(pairs))]
+        return Asking(*(sum(p[k] * n for p, n in zip(pairs, times, strict=True)) * sample.n for k in range(3)))
+    return Asking(0, 0, 0)
+
+
+def _prompts(recipe: Recipe, stage: Stage, kept: Mapping[str, int]) -> int | None:
+    if stage.verb == "evaluate":
+        given = recipe.evaluate.prompts
+        return kept.get("heldout", None if given is None else given.limit)
+    if stage.inputs[0] in kept:
+        return kept[stage.inputs[0]]
+    prompts = kept.get("prompts", recipe.sampled.prompts.limit)
+    return None if prompts is None else -(-prompts // recipe.rounds)

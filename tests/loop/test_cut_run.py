@@ -1,0 +1,103 @@
+"""Judgments through the whole loop: sampled and criticised, or read from a file; and looked at before any training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from prefloop.cli import app
+from prefloop.config import load_recipe
+from prefloop.loop import open_loop
+from prefloop.sandbox.flaws import criticism
+from prefloop.sandbox.prompts import prompts
+from prefloop.store.rows import read_rows
+from prefloop.ui.progress import Progress
+
+SMALL = ("model.batch_size=64", "train.batch_size=8", "train.epochs=1", "evaluate.bootstrap=100")
+
+
+def execute(recipe: str, out: Path, *overrides: str, until: str | None = None) -> dict[str, Any]:
+    loaded = load_recipe(recipe, [*SMALL, *overrides])
+    with open_loop(loaded, out, out.parent / "cache.db") as loop, Progress(plain=True, title="t") as progress:
+        return loop.execute(progress, until)
+
+
+def rows(out: Path, stage: str) -> list[dict[str, Any]]:
+    (folder,) = (out / "stages").glob(f"*-{stage}")
+    return list(read_rows(sorted(folder.glob("part-*.parquet"))))
+
+
+def test_answers_are_criticised_and_learned_from(tmp_path: Path) -> None:
+    """No pair stage; every answer of the sample is a judgment row, and what is done is not done again."""
+    out = tmp_path / "run"
+    settings = ("prompts.limit=24", "evaluate.prompts.limit=20", "train.objective.downsample=0.25")
+    summary = execute("recipes/sandbox/cut.yaml", out, *settings)
+    assert summary["computed"] == [
+        *("prompts", "heldout", "sample", "rate", "judgments", "train", "merge", "evaluate", "report")
+    ]
+    judged = rows(out, "judgments")
+    assert len(judged) == 24
+    for row in judged:
+        assert row["judgment"] == criticism(row["prompt"], row["completion"][0]["content"])
+        assert row["score"] == float(row["judgment"] is None)
+    bad = sum(row["judgment"] is not None for row in judged)
+    trained = json.loads(next((out / "stages").glob("*-train/trained.json")).read_text())
+    assert trained["pairs"] + trained["validation_pairs"] + trained.get("left_out", 0) == 24
+    assert trained["pairs"] <= bad + bad // 4
+    assert any("flags/rate" in line for line in (out / "metrics.jsonl").read_text().splitlines())
+    assert (out / "report.html").is_file()
+    assert execute("recipes/sandbox/cut.yaml", out, *settings)["computed"] == []
+    assert execute("recipes/sandbox/cut.yaml", out, *settings, until="pair")["computed"] == []
+
+    page = tmp_path / "page.html"
+    command = [
+        "inspect-cut",
+        str(out),
+        "--judged-prompt",
+        "sandbox",
+        "--threshold",
+        "1.5",
+        "--out",
+        str(page),
+        "--json",
+    ]
+    found = CliRunner().invoke(app, command)
+    assert found.exit_code == 0, found.output
+    told = json.loads(found.stdout.splitlines()[-1])
+    assert len(told["answers"]) == bad
+    sweep = {row["threshold"]: row["rate"] for row in told["sweep"]}
+    flags = [token["flagged"] for answer in told["answers"] for token in answer["tokens"]]
+    assert sweep[1.5] == pytest.approx(sum(flags) / len(flags))
+    assert 0 < sweep[1.5] < 0.3
+    assert sorted(sweep.values(), reverse=True) == [sweep[t] for t in sorted(sweep)]
+    assert page.read_text().count("<b title=") == sum(flags)
+
+
+def test_a_file_of_judgments(tmp_path: Path) -> None:
+    """Held-out prompts are not trained on; the same rows serve `sft`, and are refused by `dpo`."""
+    answers = ["Sure! It is Oslo.", "No idea."]
+    path = tmp_path / "judged.jsonl"
+    with path.open("w") as stream:
+        for n, prompt in enumerate(prompts("questions/train", 40)):
+            said = "The city is wrong." if n % 3 else None
+            row = {"instruction": prompt[0]["content"], "input": "", "output": answers[n % 2], "judgment": said}
+            stream.write(json.dumps(row) + "\n")
+        stream.write(json.dumps({**row, "output": "x", "judgment": "$ERROR$"}) + "\n")
+    objective = "train.objective={type: cut, judged_prompt: sandbox}"
+    given = ("model=sandbox", f"preferences={path}", "evaluate.sample.max_new_tokens=8", "evaluate.holdout=0.2")
+    out = tmp_path / "run"
+    summary = execute("recipes/dpo-file.yaml", out, *given, objective)
+    assert "train" in summary["computed"]
+    success = json.loads(next((out / "stages").glob("*-preferences/_SUCCESS.json")).read_text())
+    assert success["extra"]["verdicts"] == {"criticised": 26, "satisfactory": 14}
+    assert success["reject_reasons"] == {"failed judgment": 1}
+    trained = json.loads(next((out / "stages").glob("*-train/trained.json")).read_text())
+    kept_out = {row["id"] for row in rows(out, "heldout")}
+    assert trained["pairs"] + trained["validation_pairs"] == 40 - len(kept_out)
+    assert "train" in execute("recipes/dpo-file.yaml", tmp_path / "sft", *given, "train.objective=sft")["computed"]
+    with pytest.raises(Exception, match="objective dpo takes pairs"):
+        execute("recipes/dpo-file.yaml", tmp_path / "dpo", *given)
