@@ -129,6 +129,7 @@ class _Planner:
             source = "preferences" if recipe.preferences is not None else self._pairs(r, branch, way, before)
             training: dict[str, Any] = {"train": way.train.model_dump(exclude=COSMETIC), "model": policy, "seed": seed}
             training |= self.own if recipe.preferences is not None else {}
+            training |= _judged_prompt(way)
             if r > 1 and way.train.reference == "first":
                 training["reference"] = self.base
             trained_by = ("train", "engine", "pairs/splits.py", "bench.py")
@@ -259,6 +260,14 @@ def pinned(recipe: Recipe, commits: dict[str, str]) -> Recipe:
         sample = sample.model_copy(update={"model": pin(sample.model)})
     changed = {"model": pin(recipe.model), "sample": sample, "rate": pin_models(recipe.rate)}
     return recipe.model_copy(update=changed | {"branches": branches, "evaluate": evaluate})
+
+
+def _judged_prompt(way: Way) -> dict[str, Any]:
+    """The form of judged prompts by its content, as it may be a file; nothing where there are none."""
+    from prefloop.train.judged import judged_prompt
+
+    form = judged_prompt(way.train.objective)
+    return {} if form is None else {"judged_prompt": form.sha}
 
 
 @cache_in_memory

@@ -63,7 +63,6 @@ class Watch:
                 _WITHOUT_REFERENCE if self._beta is None else _WITH_REFERENCE,
             )
 
-
     def _look_at_flags(self, record: dict[str, Any]) -> None:
         """Of objective `cut`: a threshold that flags nothing teaches nothing, one that flags most destroys."""
         if record["kind"] != "train" or "flags/rate" not in record or self._flags.maxlen == len(self._flags):
