@@ -10,8 +10,9 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 quickstart: $(VENV)/.installed
 	$(BIN)/prefloop run quickstart --out runs/quickstart
 
+# One thread each: as many processes as cores leave no core for more.
 test: $(VENV)/.installed-dev
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 test-slow: $(VENV)/.installed-dev
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow --timeout 1800

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import shutil
 from pathlib import Path
@@ -138,6 +136,8 @@ def _side_by_side(measured: Measured) -> str:
     A signal's column holds the probability that the model's answer is better than the base's; behind it a column for
     each criterion, or judge of a panel, with its own score. Empty without a verdict.
     """
+    from prefloop.evaluate.sheet import csv_text
+
     comparisons = {(model, signal): c for model, by in measured.comparisons.items() for signal, c in by.items()}
     columns: dict[str, list[float | None]] = {}
     for (model, signal), found in comparisons.items():
@@ -146,17 +146,14 @@ def _side_by_side(measured: Measured) -> str:
         for name in dict.fromkeys(part["name"] for row in found.rows for part in row.get("parts") or ()):
             said = ({part["name"]: part["scores"][1] for part in row.get("parts") or ()} for row in found.rows)
             columns[f"{model}: {name} by {signal}"] = [parts.get(name) for parts in said]
-    out = io.StringIO(newline="")
-    writer = csv.writer(out)
-    writer.writerow(["id", "prompt", "base", *measured.comparisons, *columns])
+    rows: list[list[str | float | None]] = []
     first = [next(iter(by.values())) for by in measured.comparisons.values()]
     for number, row in enumerate(first[0].rows):
         prompt = "\n\n".join(message_text(message) for message in row["prompt"])
         answers = [c.rows[number]["completions"][1]["text"] for c in first]
         scores = [column[number] for column in columns.values()]
-        base = row["completions"][0]["text"]
-        writer.writerow([row["id"], prompt, base, *answers, *("" if s is None else f"{s:.6g}" for s in scores)])
-    return out.getvalue()
+        rows.append([row["id"], prompt, row["completions"][0]["text"], *answers, *scores])
+    return csv_text(["id", "prompt", "base", *measured.comparisons, *columns], rows)
 
 
 def run_ability(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> None:

@@ -227,21 +227,70 @@ def test_the_minimal_form_finds_the_win_rate_at_equal_length():
 
 def test_the_minimal_form_resamples_prompts_and_not_rows():
     rows = [dict(row, preference=float(1 + (i % 2))) for i, row in enumerate(made(60, 0, 0))]
-    fourfold = length_controlled_minimal([row for row in rows for _ in range(4)], resamples=100, C=1.0)
-    once = length_controlled_minimal(rows, resamples=100, C=1.0)
+    fourfold = length_controlled_minimal([row for row in rows for _ in range(4)], resamples=100)
+    once = length_controlled_minimal(rows, resamples=100)
     wide, narrow = (
         f["length_controlled_minimal"]["ci_high"] - f["length_controlled_minimal"]["ci_low"] for f in (once, fourfold)
     )
     assert narrow > 0.8 * wide
 
 
+def test_the_constant_is_not_shrunk_away():
+    """Few prompts and soft verdicts: the penalty of the three-parameter form, chosen by its folds, leaves nothing."""
+    rng = np.random.default_rng(3)
+    rows = [
+        dict(
+            row,
+            preference=1 + float(np.clip(rng.normal(0.58, 0.25), 0, 1)),
+            output_2="y" * int(rng.integers(350, 450)),
+        )
+        for row in made(30, 0, 0)
+    ]
+    found = length_controlled_minimal(rows, resamples=200)
+    figure = found["length_controlled_minimal"]
+    assert found["win_rate"] > 54
+    assert figure["value"] == pytest.approx(found["win_rate"], abs=3)
+    assert figure["ci_low"] + 2 < figure["value"] < figure["ci_high"] - 2
+    delta = np.array([float(len(r["output_1"]) - len(r["output_2"])) for r in rows])
+    X = np.stack([standardised(delta, delta), np.ones(30)], axis=1)
+    shrunk = fit_logistic(X, np.array([r["preference"] - 1 for r in rows]), np.ones(30))
+    assert shrunk.weights_F == [0, 0], "what the penalty made of it"
+
+
+@pytest.mark.parametrize("preferences", [[2, 2, 2, 1, 1], [1.2, 1.9, 1.55, 1.7, 1.03, 2]])
+def test_at_equal_lengths_it_is_the_win_rate(preferences):
+    rows = [
+        {"instruction": f"q{i}", "output_1": "x" * (9 + i), "output_2": "y" * (9 + i), "preference": p}
+        for i, p in enumerate(preferences * 4)
+    ]
+    found = length_controlled_minimal(rows, resamples=100)
+    assert found["length_controlled_minimal"]["value"] == pytest.approx(found["win_rate"], abs=1e-4)
+    assert found["weights"]["length"] == 0
+    assert found["warnings"] == []
+
+
 def test_the_minimal_form_at_its_ends():
     rows = [dict(row, preference=2) for row in made(20, 0, 0)]
-    assert length_controlled_minimal(rows, resamples=20)["length_controlled_minimal"]["value"] > 90
+    found = length_controlled_minimal(rows, resamples=20)
+    assert found["length_controlled_minimal"]["value"] > 99
+    assert any("all verdicts are for one side" in text for text in found["warnings"])
     same = [dict(row, output_2=row["output_1"], preference=1.5) for row in rows]
     assert length_controlled_minimal(same, resamples=20)["length_controlled_minimal"]["value"] == pytest.approx(50)
     with pytest.raises(UsageError, match="only 4 prompts have a verdict"):
         length_controlled_minimal([dict(row, preference=None if i > 3 else 1) for i, row in enumerate(rows)])
+
+
+def test_what_cannot_be_fitted_is_said():
+    # The longer answer always wins: any large weight of length fits as well as any other.
+    decided = [dict(row, preference=1.0 + (len(row["output_1"]) < 400)) for row in made(40, 0, 0)]
+    found = length_controlled_minimal(decided, resamples=50)
+    assert any("no weights fit best" in text for text in found["warnings"])
+    # Nothing of equal length was seen: the interval is wide, and it is said why.
+    longer = [dict(row, output_2="y" * (900 + 7 * i)) for i, row in enumerate(made(40, 0.4, 0))]
+    found = length_controlled_minimal(longer, resamples=50)
+    assert any("all answers of the model are longer" in text for text in found["warnings"])
+    found = length_controlled_minimal(made(40, 0.4, -0.5), resamples=50)
+    assert found["warnings"] == []
 
 
 def test_a_large_move_is_warned_of():

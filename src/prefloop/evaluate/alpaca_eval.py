@@ -111,8 +111,11 @@ def outputs(annotations: Sequence[Mapping[str, Any]], seat: int) -> Rows:
     return rows
 
 
-def read_annotations(path: str | Path) -> Rows:
+def read_annotations(path: str | Path, needed: Sequence[str] = ()) -> Rows:
     """Verdicts: a JSON list such as `annotations.json`, or an annotator's cache.
+
+    Args:
+        needed: keys that must hold a text in every row, such as both answers where lengths are measured.
 
     Returns:
         Rows with every key of ROW; what the file does not have is None. preference is 1 (the baseline is better) to 2
@@ -120,10 +123,16 @@ def read_annotations(path: str | Path) -> Rows:
         1..2 is None. Further keys stay as they are.
 
     Raises:
-        UsageError: the file is no list of rows, or a preference is a text that is no number.
+        UsageError: the file is no list of rows, a row lacks one of `needed`, or a preference is no number.
     """
     found = []
     for i, row in enumerate(_read(path)):
+        missing = next((name for name in needed if not isinstance(row.get(name), str)), None)
+        if missing is not None:
+            held = f"is {row[missing]!r:.40}, no text" if row.get(missing) is not None else "is missing"
+            raise UsageError(
+                held, where=f"{path}, row {i}, {missing}", fix=f"every row needs the texts {', '.join(needed)}"
+            )
         try:
             verdict = preference(row.get("preference"), i)
         except UsageError as error:
@@ -251,6 +260,8 @@ def _one_each(instructions: Sequence[str], where: str) -> None:
 def _read(path: str | Path) -> Rows:
     try:
         rows = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError("no such file", where=str(path), fix=f"check the path (looked from {Path.cwd()})") from None
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot be read: {error}", where=str(path), fix="give a JSON list of rows") from error
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):

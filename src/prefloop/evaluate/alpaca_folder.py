@@ -45,8 +45,8 @@ def write_folder(
         resamples, seed: of the bootstrap of the two-parameter form.
 
     Returns:
-        model, baseline, annotator; what `summarize` says; avg_length; of length control what was measured, C, weights,
-        official, warnings; not_measured {figure: why}; stock_command, AlpacaEval's own that repeats the win rate.
+        model, baseline, annotator; what `summarize` says; avg_length; of length control what was measured, weights, warnings,
+        and of the three-parameter form C and official; not_measured {figure: why}; stock_command, AlpacaEval's own that repeats the win rate.
 
     Raises:
         UsageError: several models in one file; files for other prompts; what `length_controlled` raises for files.
@@ -127,7 +127,7 @@ def _minimal(annotations: Sequence[Mapping[str, Any]], why: str, resamples: int,
         found = length_controlled_minimal(annotations, resamples=resamples, seed=seed)
     except UsageError as error:
         return {"not_measured": other | {"length_controlled_minimal": str(error)}}
-    return {name: found[name] for name in ("length_controlled_minimal", "weights", "C", "warnings")} | {
+    return {name: found[name] for name in ("length_controlled_minimal", "weights", "warnings")} | {
         "not_measured": other
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 from prefloop.errors import UsageError
 from prefloop.evaluate import arena_hard, mt_bench
 from prefloop.evaluate.alpaca_eval import read_annotations
-from prefloop.evaluate.jsonl import read_jsonl
+from prefloop.evaluate.jsonl import numbered, read_jsonl
 from prefloop.evaluate.ratings import Battle
 
 FORMS = (
     "AlpacaEval's annotations.json, Arena-Hard's or MT-Bench's judgments, or lines of prompt, model_a, model_b, score"
 )
+
+PLAIN = ("prompt", "model_a", "model_b", "score")
 
 
 def read_battles(paths: Sequence[str | Path]) -> tuple[list[Battle], int]:
@@ -39,7 +42,7 @@ def read_battles(paths: Sequence[str | Path]) -> tuple[list[Battle], int]:
                 scores += mt_bench.read_judgments(path)
                 continue
             elif "model_a" in rows[0]:
-                found, missing = _plain(read_jsonl(path, ("prompt", "model_a", "model_b", "score")), str(path))
+                found, missing = _plain(path)
             else:
                 raise UsageError("no verdicts that are known", where=str(path), fix=f"give {FORMS}")
         battles += found
@@ -66,17 +69,24 @@ def from_annotations(rows: Sequence[Mapping[str, Any]], where: str) -> tuple[lis
     return battles, nulls
 
 
-def _plain(rows: Sequence[Mapping[str, Any]], where: str) -> tuple[list[Battle], int]:
-    battles = []
-    for i, row in enumerate(rows):
+def _plain(path: str | Path) -> tuple[list[Battle], int]:
+    """Battles of plain lines, each checked where its line is known."""
+    battles, nulls = [], 0
+    for line, row in numbered(path, PLAIN):
         if row["score"] is None:
+            nulls += 1
             continue
-        if isinstance(row["score"], bool) or not isinstance(row["score"], (int, float)):
-            raise UsageError(
-                f"{row['score']!r} is no score",
-                where=f"{where}, row {i}",
-                fix="give what model_a got, 0 to 1, or null",
-            )
-        weight = row.get("weight", 1.0)
-        battles.append(Battle(str(row["prompt"]), str(row["model_a"]), str(row["model_b"]), row["score"], weight))
-    return battles, len(rows) - len(battles)
+        a, b, score, weight = str(row["model_a"]), str(row["model_b"]), row["score"], row.get("weight", 1.0)
+        where = f"{path}, line {line}"
+        if not _is_number(score) or not 0 <= score <= 1:
+            raise UsageError(f"{score!r} is no score", where=where, fix="give what model_a got, 0 to 1, or null")
+        if not _is_number(weight) or not 0 < weight < math.inf:
+            raise UsageError(f"{weight!r} is no weight", where=where, fix="give a number above 0, or leave it out")
+        if a == b:
+            raise UsageError(f"{a!r} against itself", where=where, fix="name two models, or take the line out")
+        battles.append(Battle(str(row["prompt"]), a, b, score, weight))
+    return battles, nulls
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

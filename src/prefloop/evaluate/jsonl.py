@@ -12,7 +12,12 @@ from prefloop.store import atomic
 
 
 def read_jsonl(path: str | Path, needed: Sequence[str]) -> list[dict[str, Any]]:
-    """The rows of a file; blank lines are passed over.
+    """The rows of a file, as `numbered` reads them, without their lines."""
+    return [row for _, row in numbered(path, needed)]
+
+
+def numbered(path: str | Path, needed: Sequence[str]) -> list[tuple[int, dict[str, Any]]]:
+    """(line, row) of the rows of a file; lines count from 1, and blank ones are passed over.
 
     Args:
         path: the file.
@@ -23,8 +28,11 @@ def read_jsonl(path: str | Path, needed: Sequence[str]) -> list[dict[str, Any]]:
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError:
+        raise UsageError("no such file", where=str(path), fix=f"check the path (looked from {Path.cwd()})") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot be read: {error}", where=str(path)) from error
+        fix = "give a text file in UTF-8, one JSON object a line"
+        raise UsageError(f"cannot be read: {error}", where=str(path), fix=fix) from error
     rows = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -34,12 +42,14 @@ def read_jsonl(path: str | Path, needed: Sequence[str]) -> list[dict[str, Any]]:
             row = json.loads(line)
         except ValueError as error:
             raise UsageError(f"is no JSON: {error}", where=where, fix="give one object a line") from error
-        missing = [key for key in needed if not isinstance(row, dict) or key not in row]
+        if not isinstance(row, dict):
+            raise UsageError("is no object", where=where, fix="give one JSON object a line")
+        missing = [key for key in needed if key not in row]
         if missing:
             raise UsageError(f"has no {missing[0]!r}", where=where, fix=f"every row needs {', '.join(needed)}")
-        rows.append(row)
+        rows.append((number, row))
     if not rows:
-        raise UsageError("has no rows", where=str(path))
+        raise UsageError("has no rows", where=str(path), fix="write rows to it, one JSON object a line")
     return rows
 
 

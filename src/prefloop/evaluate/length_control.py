@@ -31,6 +31,7 @@ from prefloop.evaluate.length_files import (
     read_gamed,
     read_weights,
 )
+from prefloop.evaluate.ratings import newton
 from prefloop.evaluate.stats import expanded_percentiles
 from prefloop.evaluate.win_rate import preference, summarize
 
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 GAMED_WEIGHT = 0.1
 FOLDS = 5
 TRACE = 1e-9
+# A weight beyond is held by the ridge alone: odds of 20,000 to 1, which no set of verdicts shows.
+SEPARATED = 10.0
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,6 @@ def length_controlled_minimal(
     *,
     resamples: int = 1000,
     seed: int = 0,
-    C: float | None = None,
     where: str | None = None,
 ) -> dict[str, Any]:
     """Win rate at equal length by length and a constant alone, for any prompts (`length_controlled_minimal`).
@@ -128,13 +130,19 @@ def length_controlled_minimal(
     It has no difficulties and no regulariser, so it is not AlpacaEval's number and can be gamed by cutting off lost
     answers; it must not stand under the other's name.
 
+    The fit is by maximum likelihood, without the L1 penalty of the three-parameter form. That penalty shrinks the
+    constant too, and at the strengths that cross-validation picks on some tens of prompts down to 0, a win rate of
+    50 whatever the verdicts (test_the_constant_is_not_shrunk_away). Two weights need no penalty: what the
+    verdicts do not tell, the interval shows. Of answers of equal lengths this is the win rate itself.
+
     Args:
-        annotations, C, where: as for `length_controlled`, of any prompts; rows with one instruction are one unit.
-        resamples, seed: of the bootstrap over prompts; each fits again at the C that was chosen.
+        annotations, where: as for `length_controlled`, of any prompts; rows with one instruction are one unit.
+        resamples, seed: of the bootstrap over prompts; each fits both weights again.
 
     Returns:
         What `summarize` returns, and length_controlled_minimal {value, ci_low, ci_high} in percent; weights {length,
-        model}; C; warnings, in words.
+        model}; warnings, in words: where equal length lies outside the answers' lengths, and where the verdicts
+        have no best fit.
 
     Raises:
         UsageError: fewer than five prompts have a verdict.
@@ -151,22 +159,52 @@ def length_controlled_minimal(
         )
     prompt_N = np.array([order[n] for n, has in zip(names, has_N, strict=True) if has])
     delta_N, y_N = rows.delta_M[has_N], rows.y_M[has_N]
-    ones_N = np.ones(len(y_N))
-    fit = fit_logistic(np.stack([rows.z_M[has_N], ones_N], axis=1), y_N, ones_N, C=C)
+
+    def fit(count_N: Array) -> Array:
+        """Weights of length and constant; a row counts so many times."""
+        taken_N = np.repeat(delta_N, count_N.astype(int))
+        X_NF = np.stack([standardised(delta_N, taken_N), np.ones_like(delta_N)], axis=1)
+        return newton(X_NF, count_N * y_N, count_N)
+
+    weights_F = fit(np.ones_like(y_N))
     rng = np.random.default_rng(seed)
-    values = []
-    for _ in range(resamples):
-        count_N = np.bincount(rng.integers(0, len(order), len(order)), minlength=len(order))[prompt_N].astype(float)
-        taken_N = np.repeat(np.arange(len(y_N)), count_N.astype(int))
-        X_NF = np.stack([standardised(delta_N, delta_N[taken_N]), ones_N], axis=1)
-        values.append(_sigmoid(_solve(X_NF, y_N, count_N, fit.C)[1]))
+    values = [
+        float(_sigmoid(fit(np.bincount(rng.integers(0, len(order), len(order)), minlength=len(order))[prompt_N])[1]))
+        for _ in range(resamples)
+    ]
     low, high = expanded_percentiles(values, len(order))
+    value = float(_sigmoid(weights_F[1]))
     found: dict[str, Any] = dict(summarize([row["preference"] for row in annotations]))
-    value = 100 * float(_sigmoid(np.float64(fit.weights_F[1])))
-    found["length_controlled_minimal"] = {"value": value, "ci_low": 100 * float(low), "ci_high": 100 * float(high)}
-    found |= {"weights": {"length": fit.weights_F[0], "model": fit.weights_F[1]}, "C": fit.C}
-    found["warnings"] = _warnings(found | {"length_controlled_winrate": value})
+    found["length_controlled_minimal"] = {
+        "value": 100 * value,
+        "ci_low": 100 * min(low, value),
+        "ci_high": 100 * max(high, value),
+    }
+    found["weights"] = {"length": float(weights_F[0]), "model": float(weights_F[1])}
+    moved = _warnings(found | {"length_controlled_winrate": 100 * value})
+    found["warnings"] = [*moved, *_unfit(delta_N, y_N, weights_F)]
     return found
+
+
+def _unfit(delta_N: Array, y_N: Array, weights_F: Array) -> list[str]:
+    """Why two weights may say less than their number seems to."""
+    import numpy as np
+
+    said = []
+    if (delta_N > 0).all() or (delta_N < 0).all():
+        side = "shorter" if delta_N[0] > 0 else "longer"
+        said.append(
+            f"all answers of the model are {side} than the baseline's: the win rate at equal length is extrapolated, "
+            "and as good as its interval"
+        )
+    if (y_N == 1).all() or (y_N == 0).all():
+        said.append("all verdicts are for one side: an interval of a fit to them has no width and says nothing")
+    elif np.abs(weights_F).max() > SEPARATED:
+        said.append(
+            "length alone, or length and a constant, decide every verdict: no weights fit best, and the win rate at "
+            "equal length is anywhere between 0 and 100 %"
+        )
+    return said
 
 
 def predicted_win_rate(first: Weights, second: Weights, difficulties: str | Path | Sequence[float]) -> float:

@@ -60,13 +60,13 @@ def preference(given: float | str | None, index: int) -> float | None:
     """One preference of AlpacaEval's in 1..2, or None where it does not count; 0 is a tie (1.5), text is read.
 
     Raises:
-        UsageError: a text that is no number; names the `index`.
+        UsageError: it is no number; names the `index`.
     """
     if given is None:
         return None
     try:
         value = float(given)
-    except ValueError:
+    except (TypeError, ValueError):
         raise UsageError(
             f"{given!r} is no number", where=f"preference {index}", fix="use 1 to 2, 0 for a tie, or null"
         ) from None
