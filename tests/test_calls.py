@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from prefloop.calls import judge_calls
-from prefloop.cli import main
+from prefloop.cli.main import main
 from prefloop.config import JudgeSignalSection, load_recipe
-from prefloop.loop import survey
+from prefloop.loop.calls import judge_calls
+from prefloop.loop.run import survey
 from prefloop.signals.build import asking
 
 PER_CRITERION = 5  # of the default rubric

@@ -14,18 +14,18 @@ import pytest
 from tests.backends.fake_server import FakeServer, chat
 from typer.testing import CliRunner
 
-from prefloop import preferring
 from prefloop.backends.base import Arrival, Logits, PairScoreRequest
-from prefloop.cli import app
-from prefloop.cli_compare import lines as lines_of
+from prefloop.cli.compare import lines as lines_of
+from prefloop.cli.main import app
 from prefloop.config import ModelSection, Recipe
 from prefloop.errors import PrefloopError, UsageError
+from prefloop.measure import preferring
+from prefloop.measure.referees import signal, signals
+from prefloop.measure.subjects import decoding, held_out_pairs, opened, prompts, stage_rows, subjects
 from prefloop.records import completion_id, prompt_id
-from prefloop.referees import signal, signals
 from prefloop.sandbox import model_folder
 from prefloop.sandbox.prompts import prompts as sandbox_prompts
 from prefloop.store.rundir import RunDir
-from prefloop.subjects import decoding, held_out_pairs, opened, prompts, stage_rows, subjects
 from prefloop.ui.progress import Progress
 
 CHECKER = "prefloop.sandbox.checkers"
@@ -327,7 +327,7 @@ def test_decoding_is_the_runs_with_changes(other, tmp_path):
 
 def test_help_loads_no_torch(tmp_path):
     code = (
-        "import sys; sys.argv = ['prefloop', 'compare', '--help']\nfrom prefloop.cli import main\n"
+        "import sys; sys.argv = ['prefloop', 'compare', '--help']\nfrom prefloop.cli.main import main\n"
         "try:\n    main()\nexcept SystemExit:\n    assert 'torch' not in sys.modules and 'scipy' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=tmp_path)

@@ -7,7 +7,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from prefloop import cli
+from prefloop.cli import main as cli
 from prefloop.errors import UsageError
 from prefloop.evaluate.alpaca_eval import read_annotations, read_leaderboard
 from prefloop.records import prompt_id
@@ -75,6 +75,17 @@ JUDGE = """
 def longer(prompt, completion):
     return len(completion)
 """
+
+
+def test_alpaca_eval_says_what_does_not_count_and_names_bad_rows(tmp_path):
+    file = write(tmp_path / "annotations.json", verdicts([1, 2, 7, None, 1.4, 2, 1]))
+    done = CliRunner().invoke(
+        cli.app, ["evaluate", "alpaca-eval", "--annotations", str(file), "--out", str(tmp_path / "out")]
+    )
+    assert "2 of 7 rows have no preference from 1 to 2" in done.output
+    write(file, [{"instruction": "a", "preference": 2}])
+    said = refused("alpaca-eval", "--annotations", file, "--out", tmp_path / "out")
+    assert "row 0, output_1: is missing\nfix: every row needs the texts instruction, output_1, output_2" in said
 
 
 def test_alpaca_eval_with_the_signal_of_a_recipe(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from prefloop.config import Recipe
 from prefloop.engine.tokens import end_of_turn_ids, load_tokenizer
 from prefloop.errors import UsageError
-from prefloop.loop import Loop
+from prefloop.loop.run import Loop
 from prefloop.store.cache import Cache
 from prefloop.store.rundir import RunDir
 

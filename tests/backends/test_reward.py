@@ -1,5 +1,9 @@
 """Reward models: every architecture against a plain forward of transformers, alone and in company."""
 
+import json
+import logging
+import shutil
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -181,9 +185,23 @@ def test_precision_is_the_sections(folder):
     assert [v.values[0] for v in values] == pytest.approx([e.values[0] for e in exact], abs=0.5)
 
 
-def test_other_models_are_refused():
-    with pytest.raises(UsageError, match=r"lacks 1 weights of a reward model, score\.weight"):
+def test_other_models_are_refused(tmp_path):
+    with pytest.raises(
+        UsageError, match=r"this is a causal language model \(LlamaForCausalLM\), not a sequence class"
+    ):
         load(tiny_model_folder("llama"))
+    # One that says it is a classifier, and has no head: one sentence, and no table of transformers' beside it.
+    folder = shutil.copytree(tiny_model_folder("llama"), tmp_path / "headless")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["LlamaForSequenceClassification"]}))
+    told = []
+    handler = logging.Handler()
+    handler.emit = told.append
+    logging.getLogger("transformers.modeling_utils").addHandler(handler)
+    with pytest.raises(UsageError, match=r"lacks 1 weights of a reward model, score\.weight"):
+        load(folder)
+    logging.getLogger("transformers.modeling_utils").removeHandler(handler)
+    assert told == []
     with pytest.raises(UsageError, match="no model configuration"):
         load("/nowhere/at/all")
 

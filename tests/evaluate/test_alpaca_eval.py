@@ -114,6 +114,18 @@ def test_annotations_are_read_as_they_come(tmp_path):
     file.write_text('[{"instruction": "a", "preference": "M"}]')
     with pytest.raises(UsageError, match="row 0, preference: 'M' is no number"):
         read_annotations(file)
+    file.write_text('[{"instruction": "a", "preference": [1]}]')
+    with pytest.raises(UsageError, match=r"row 0, preference: \[1\] is no number"):
+        read_annotations(file)
+    file.write_text('[{"instruction": "a", "output_1": "x", "output_2": "y"}, {"instruction": "b", "output_1": 3}]')
+    texts = ("instruction", "output_1", "output_2")
+    with pytest.raises(
+        UsageError, match=r"row 1, output_1: is 3, no text\nfix: every row needs the texts instruction"
+    ):
+        read_annotations(file, texts)
+    file.write_text('[{"instruction": "a", "preference": 2}]')
+    with pytest.raises(UsageError, match="row 0, output_1: is missing"):
+        read_annotations(file, texts)
     for text in ("{}", "[]", "[1]", "x"):
         file.write_text(text)
         with pytest.raises(UsageError, match=r"annotations\.json"):

@@ -163,11 +163,21 @@ def test_battles_of_all_forms_are_read_together(tmp_path):
         ('{"prompt": "p", "model_a": "n", "model_b": "m", "score": "x"}', "'x' is no score"),
         ('{"prompt": "p", "model_a": "n", "model_b": "m"}', "line 1: has no 'score'"),
         ("[", "is no JSON"),
-        ("", "has no rows"),
+        ("", "has no rows\nfix:"),
+        ("\n7", "line 2: is no object"),
+        (
+            '\n\n{"prompt": "p", "model_a": "n", "model_b": "m", "score": 7}',
+            "line 3: 7 is no score\nfix: give what model_a",
+        ),
+        ('{"prompt": "p", "model_a": "n", "model_b": "m", "score": 1, "weight": "x"}', "line 1: 'x' is no weight"),
+        ('{"prompt": "p", "model_a": "n", "model_b": "n", "score": 1}', "line 1: 'n' against itself"),
     ):
         plain.write_text(text)
         with pytest.raises(UsageError, match=message):
             read_battles([plain])
+    for name in ("none.jsonl", "none.json"):
+        with pytest.raises(UsageError, match=rf"{name}: no such file\nfix: check the path"):
+            read_battles([tmp_path / name])
     alpaca.write_text('[{"instruction": "q", "preference": 1}]')
     with pytest.raises(UsageError, match="row 0: has no generator_1, generator_2 or instruction"):
         read_battles([alpaca])

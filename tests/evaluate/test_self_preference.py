@@ -10,10 +10,10 @@ from prefloop.config import JudgeSignalSection, ModelSection
 from prefloop.evaluate.compare import Judged
 from prefloop.evaluate.self_preference import of_the_base, self_preference
 from prefloop.evaluate.several import Measured
-from prefloop.measuring import _note_self_preference
+from prefloop.loop.measuring import _note_self_preference
+from prefloop.measure.referees import own_judges
+from prefloop.measure.subjects import Subject
 from prefloop.records import prompt_id
-from prefloop.referees import own_judges
-from prefloop.subjects import Subject
 
 
 def row(question):

@@ -16,7 +16,7 @@ import yaml
 from tests.tiny_models import tiny_model_folder
 
 from prefloop.config import load_recipe
-from prefloop.loop import open_loop
+from prefloop.loop.run import open_loop
 from prefloop.ui.progress import Progress
 
 SCORERS = """

@@ -11,7 +11,7 @@ import pytest
 from tests.loop.conftest import make_project, write_prompts
 
 from prefloop.config import StopSection
-from prefloop.rounds import broken, chosen
+from prefloop.loop.rounds import broken, chosen
 
 BRANCHES = {
     "letters": {"rate": {"type": "function", "callable": "scorers:letters"}, "train": {"epochs": 1, "lora": None}},

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from prefloop.cli import app
+from prefloop.cli.main import app
 from prefloop.config import load_recipe
-from prefloop.loop import open_loop
+from prefloop.loop.run import open_loop
 from prefloop.sandbox.flaws import criticism
 from prefloop.sandbox.prompts import prompts
 from prefloop.store.rows import read_rows

@@ -12,7 +12,7 @@ from tests.tiny_models import tiny_model_folder
 
 from prefloop.config import load_recipe, parse_recipe, shipped_recipes
 from prefloop.errors import UsageError
-from prefloop.plan import evaluation_sample, evaluation_signals, plan
+from prefloop.loop.plan import evaluation_sample, evaluation_signals, plan
 
 ATTRIBUTE = "name: glad\npositive: [Be glad., Be merry.]\nnegative: [Be sad.]\n"
 DLMA = {

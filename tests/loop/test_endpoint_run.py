@@ -6,9 +6,9 @@ import pytest
 from tests.backends.fake_server import FakeServer, chat
 from tests.loop.conftest import make_project
 
-from prefloop import bench
 from prefloop.errors import PrefloopError
-from prefloop.manifest import paid
+from prefloop.loop import bench
+from prefloop.loop.manifest import paid
 from prefloop.store.rundir import RunDir
 from prefloop.ui.summary import headline
 

@@ -9,8 +9,8 @@ import pytest
 from tests.loop.conftest import make_project
 from tests.tiny_models import tiny_model_folder
 
-from prefloop import loop
 from prefloop.errors import UsageError
+from prefloop.loop import run as loop
 
 OLD, NEW = "a" * 40, "b" * 40
 

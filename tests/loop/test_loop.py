@@ -91,7 +91,7 @@ def test_running_again_computes_nothing(copy):
 def test_running_again_imports_no_torch(copy):
     code = (
         "import sys; sys.argv = ['prefloop', 'run', 'recipe.yaml', '--out', 'out']\n"
-        "from prefloop.cli import main\n"
+        "from prefloop.cli.main import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
         "print('\\n'.join(sys.modules))"
@@ -100,7 +100,7 @@ def test_running_again_imports_no_torch(copy):
         [sys.executable, "-c", code], cwd=copy.root, env=copy.environment(), capture_output=True, text=True, check=True
     )
     loaded = set(done.stdout.split())
-    assert "prefloop.loop" in loaded
+    assert "prefloop.loop.run" in loaded
     assert not loaded & {"torch", "transformers", "datasets", "peft", "httpx", "httpx2", "requests"}
 
 
@@ -267,7 +267,7 @@ def test_prompts_that_the_model_cannot_take_stop_the_run_or_are_rejected(project
 def test_a_full_gpu_is_one_message(project, monkeypatch):
     import torch
 
-    from prefloop import stages
+    from prefloop.loop import stages
 
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")

@@ -12,10 +12,10 @@ import yaml
 from tests.loop.conftest import SCORERS, Project
 from tests.tiny_models import tiny_model_folder
 
-from prefloop import reading
 from prefloop.config import load_recipe
 from prefloop.errors import UsageError
-from prefloop.loop import survey
+from prefloop.loop import reading
+from prefloop.loop.run import survey
 from prefloop.store import atomic
 
 STAGES = ["preferences", "heldout", "train", "merge", "evaluate", "report"]

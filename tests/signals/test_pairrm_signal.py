@@ -16,7 +16,7 @@ from prefloop.backends.cached import CachedBackend
 from prefloop.config import PairRmSignalSection, Recipe, SignalSection
 from prefloop.errors import UsageError
 from prefloop.evaluate.win_rate import compare
-from prefloop.plan import evaluation_signals
+from prefloop.loop.plan import evaluation_signals
 from prefloop.signals.build import build, card, identity, open_backend, preflight, remark
 from prefloop.signals.driver import rate
 from prefloop.signals.pairrm import matrix

@@ -101,6 +101,13 @@ def test_a_number_is_a_head():
     assert RewardModelSignalSection(type="reward_model", model={"path": "rm"}, head=1).head == "1"
 
 
+def test_a_language_model_is_found_out_before_anything_is_sampled():
+    section = RewardModelSignalSection(type="reward_model", model={"path": "sandbox"})
+    with pytest.raises(UsageError, match="sandbox: this is a causal language model") as error:
+        build.preflight(section)
+    assert "LABEL_0" not in str(error.value)
+
+
 def test_the_whole_way_from_a_recipes_section(tmp_path):
     folder = make_tiny_reward(tmp_path / "rm", "bert", labels=("helpful", "harmless"))
     model = {"path": str(folder), "device": "cpu"}

@@ -13,7 +13,9 @@ have scored is not what was asked.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -40,6 +42,9 @@ from prefloop.store import fingerprint
 
 VERSION = 1
 """Part of the identity: raise it when the same model and messages would give other values."""
+
+# How architectures of language models are called; those of classifiers say SequenceClassification, or a name of theirs.
+_LANGUAGE = ("ForCausalLM", "LMHeadModel", "ForMaskedLM")
 
 _NO_LIMIT = 10**9  # tokenizers without a length of their own say 10^30
 
@@ -219,24 +224,58 @@ class RewardBackend(Backend):
         return pad
 
 
+def refuse_language_model(config: Any, where: str) -> None:
+    """Refuse a model that its configuration calls a language model; no weights are read.
+
+    Raises:
+        UsageError: it is one. Its heads would be random, and their names are those of no training.
+    """
+    named = [str(name) for name in config.architectures or []]
+    own_code = getattr(config, "auto_map", None) or {}
+    if not any(name.endswith(_LANGUAGE) for name in named) or "AutoModelForSequenceClassification" in own_code:
+        return
+    kind = "masked" if named[0].endswith("ForMaskedLM") else "causal"
+    raise UsageError(
+        f"this is a {kind} language model ({', '.join(named)}), not a sequence classifier",
+        where=where,
+        fix="give a reward model, a checkpoint of …ForSequenceClassification with a trained head; a language model "
+        "rates as a judge (rate.type=judge)",
+    )
+
+
+@contextlib.contextmanager
+def _without_report() -> Iterator[None]:
+    """Without transformers' table of missing weights: they are refused here, in one sentence."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
 def _load_classifier(section: ModelSection, path: str) -> Any:
     from transformers import AutoModelForSequenceClassification
 
     fix = "give a hub id or the folder of a sequence-classification model (config.json, *.safetensors)"
     if adapter_base(path) is not None:
         raise UsageError("is an unmerged adapter", where=section.path, fix="merge it into its base first")
-    if load_config(section).is_encoder_decoder:
+    config = load_config(section)
+    if config.is_encoder_decoder:
         raise UsageError("has an encoder and a decoder, which is not supported", where=section.path, fix=fix)
+    refuse_language_model(config, section.path)
     device = choose_device(section.device)
     try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            path,
-            revision=section.revision,
-            dtype=choose_dtype(section, device),
-            trust_remote_code=section.trust_remote_code,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        with _without_report():
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                path,
+                revision=section.revision,
+                dtype=choose_dtype(section, device),
+                trust_remote_code=section.trust_remote_code,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
     except LOAD_ERRORS as error:
         what = f"cannot be loaded as a reward model: {error}"
         raise UsageError(what, where=section.path, fix=load_fix(error, path) or fix) from error

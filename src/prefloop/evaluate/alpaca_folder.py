@@ -46,7 +46,8 @@ def write_folder(
 
     Returns:
         model, baseline, annotator; what `summarize` says; avg_length; of length control what was measured, weights, warnings,
-        and of the three-parameter form C and official; not_measured {figure: why}; stock_command, AlpacaEval's own that repeats the win rate.
+        and of the three-parameter form C and official; not_measured {figure: why}; stock_command, AlpacaEval's
+        own that repeats the win rate.
 
     Raises:
         UsageError: several models in one file; files for other prompts; what `length_controlled` raises for files.

@@ -80,11 +80,14 @@ def build(section: RewardModelSignalSection) -> RewardModelSignal:
     """The signal; reads the model's configuration, and no weights.
 
     Raises:
-        UsageError: there is no such model, it has no such head, or several and none is chosen.
+        UsageError: there is no such model, it is a language model, it has no such head, or several and none is chosen.
     """
+    from prefloop.backends.reward import refuse_language_model
     from prefloop.engine.load import load_config
 
-    labels: Mapping[int, str] = load_config(section.model).id2label
+    config = load_config(section.model)
+    refuse_language_model(config, section.model.path)
+    labels: Mapping[int, str] = config.id2label
     head = choose_head({int(index): str(name) for index, name in labels.items()}, section.head)
     return RewardModelSignal(section.model.path, head, identity(section))
 

@@ -81,17 +81,17 @@ class _Planner:
                 "",
                 {"stop": recipe.stop and recipe.stop.model_dump()},
                 everything,
-                "measuring.py",
-                "rounds.py",
+                "loop/measuring.py",
+                "loop/rounds.py",
             )
             everything += ("select",)
-        self._add("report", 1, "", {"recipe": recipe.model_dump()}, everything, "report", "manifest.py")
+        self._add("report", 1, "", {"recipe": recipe.model_dump()}, everything, "report", "loop/manifest.py")
 
     def _add(
         self, verb: str, r: int, branch: str, settings: dict[str, Any], inputs: tuple[str, ...], *code: str
     ) -> str:
         name = stage_name(verb, r, branch)
-        digest_of_code = _code(*code, "stages.py", "reading.py", "records.py")
+        digest_of_code = _code(*code, "loop/stages.py", "loop/reading.py", "records.py")
         self.stages.append(Stage(len(self.stages) + 1, name, verb, r, branch, settings, inputs, digest_of_code))
         return name
 
@@ -122,7 +122,7 @@ class _Planner:
             sampling = {"sample": section.model_dump(exclude={"model"}), "model": who, "seed": seed}
             sampling |= {"notes": _notes(section)} if section.contrast is not None else {}
             chunk = {"round": r, "rounds": recipe.rounds}
-            sampled_by = (*BOXES, "pairs/splits.py", "sampling.py", "signals/attribute.py")
+            sampled_by = (*BOXES, "pairs/splits.py", "loop/sampling.py", "signals/attribute.py")
             self._add("sample", r, "", sampling | chunk, ("prompts", *before), *sampled_by)
         merged = []
         for branch, way in recipe.ways.items():
@@ -132,17 +132,26 @@ class _Planner:
             training |= _judged_prompt(way)
             if r > 1 and way.train.reference == "first":
                 training["reference"] = self.base
-            trained_by = ("train", "engine", "pairs/splits.py", "bench.py")
+            trained_by = ("train", "engine", "pairs/splits.py", "loop/bench.py")
             train = self._add("train", r, branch, training, (source, *before), *trained_by)
             settings = {"merge": recipe.merge.model_dump(), "place": self._place(), "model": policy}
             code = ("train/adapters.py", "train/run.py", "engine")
             merged.append(self._add("merge", r, branch, settings, (train, *before), *code))
-        boxes = ("evaluate", "intervals.py", "signals", "inputs", "sampling.py", "measuring.py", "bench.py", *BOXES)
+        boxes = (
+            "evaluate",
+            "intervals.py",
+            "signals",
+            "inputs",
+            "loop/sampling.py",
+            "loop/measuring.py",
+            "loop/bench.py",
+            *BOXES,
+        )
         self._add("evaluate", r, "", self._measurement(), ("heldout", *merged), *boxes)
         if recipe.evaluate.harness is not None:
             settings = {"harness": self._harness(recipe.evaluate.harness), "base": self.base, "seed": seed}
             settings["bootstrap"] = recipe.evaluate.bootstrap
-            self._add("ability", r, "", settings, tuple(merged), "evaluate", "measuring.py", "engine")
+            self._add("ability", r, "", settings, tuple(merged), "evaluate", "loop/measuring.py", "engine")
 
     def _pairs(self, r: int, branch: str, way: Way, before: tuple[str, ...]) -> str:
         assert way.rate is not None and way.pair is not None  # noqa: PT018
@@ -151,7 +160,7 @@ class _Planner:
         if r > 1 and isinstance(way.rate, SelfRewardSignalSection) and way.rate.model is None:
             rating["models"] = dict.fromkeys(rating["models"], "the model that the round before chose")
             inputs += before
-        rate = self._add("rate", r, branch, rating, inputs, "signals", "inputs", "bench.py", *BOXES)
+        rate = self._add("rate", r, branch, rating, inputs, "signals", "inputs", "loop/bench.py", *BOXES)
         if way.judged:
             return self._add("judgments", r, branch, {}, (rate,), "pairs")
         settings = {"pair": way.pair.model_dump(), "seed": self.recipe.seed}

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from prefloop.config import JudgeSignalSection, ModelSection, SignalSection
 from prefloop.errors import UsageError
-from prefloop.subjects import NAMED, Models, Subject
+from prefloop.measure.subjects import NAMED, Models, Subject
 
 if TYPE_CHECKING:
     from prefloop.evaluate.several import Comparer
@@ -32,7 +32,7 @@ def signals(models: Sequence[Subject], given: Sequence[str] | None) -> dict[str,
     Raises:
         UsageError: nobody is given and there is no run, or one is faulty, or two have one name.
     """
-    from prefloop.plan import evaluation_signals
+    from prefloop.loop.plan import evaluation_signals
 
     if given:
         return named(given, "--signal")

@@ -18,7 +18,11 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from prefloop import __version__, cli_compare, cli_cut, cli_evaluate, cli_publish
+from prefloop import __version__
+from prefloop.cli import compare as cli_compare
+from prefloop.cli import cut as cli_cut
+from prefloop.cli import evaluate as cli_evaluate
+from prefloop.cli import publish as cli_publish
 from prefloop.errors import Interrupted, PrefloopError, UsageError
 from prefloop.ui.console import results
 from prefloop.ui.table import print_table as _table
@@ -82,7 +86,7 @@ def _run(
     plain: bool,
 ) -> None:
     from prefloop.config import load_recipe
-    from prefloop.loop import open_loop
+    from prefloop.loop.run import open_loop
     from prefloop.ui.progress import Progress
 
     recipe = load_recipe(recipe_name, overrides)
@@ -108,8 +112,8 @@ def _run(
 
 
 def _dry_run(recipe: Any, folder: Path, as_json: bool) -> None:
-    from prefloop.calls import judge_calls
-    from prefloop.loop import survey
+    from prefloop.loop.calls import judge_calls
+    from prefloop.loop.run import survey
 
     planned = survey(recipe, folder, cache_path())
     asked = judge_calls(recipe, planned)
@@ -262,7 +266,7 @@ def status(
     as_json: Json = False,
 ) -> None:
     """Say how far a run is, or list the runs in a folder."""
-    from prefloop.status import run_status, runs_in
+    from prefloop.loop.status import run_status, runs_in
 
     console = results(as_json=as_json)
     if (run / "manifest.json").is_file():

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from prefloop.comparing import How
 from prefloop.config import PreferencesSection, PromptsSection, SampleSection
 from prefloop.errors import UsageError
+from prefloop.measure.comparing import How
+from prefloop.measure.subjects import Models, Subject, answers, held_out_pairs, learned, opened, prompts
 from prefloop.publish import facts as of_run
 from prefloop.publish.model_card import folder_of
 from prefloop.records import CandidatesRow
 from prefloop.store import atomic
-from prefloop.subjects import Models, Subject, answers, held_out_pairs, learned, opened, prompts
 
 if TYPE_CHECKING:
     from prefloop.ui.progress import Progress

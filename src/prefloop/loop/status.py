@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from prefloop.loop import stage_state
+from prefloop.loop.run import stage_state
 from prefloop.store.rundir import RunDir
 
 

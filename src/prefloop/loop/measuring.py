@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefloop.config import ModelSection
-from prefloop.reading import rows_of
+from prefloop.loop.reading import rows_of
+from prefloop.loop.rounds import chosen
+from prefloop.loop.sampling import sample
 from prefloop.records import CandidatesRow, RejectRow, message_text
-from prefloop.rounds import chosen
-from prefloop.sampling import sample
 from prefloop.store import atomic
 from prefloop.store.stagedir import StageDir
 
 if TYPE_CHECKING:
-    from prefloop.bench import Bench
     from prefloop.evaluate.several import Measured
-    from prefloop.plan import Stage
+    from prefloop.loop.bench import Bench
+    from prefloop.loop.plan import Stage
 
 ANSWERS = "answers.csv"
 
@@ -26,7 +26,7 @@ ANSWERS = "answers.csv"
 def run_evaluate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> None:
     """The round's models against the recipe's first model on the held-out prompts, decoded alike."""
     from prefloop.evaluate.several import Comparer, measure
-    from prefloop.plan import evaluation_sample, evaluation_signals
+    from prefloop.loop.plan import evaluation_sample, evaluation_signals
     from prefloop.signals.build import build, check
 
     recipe, prompts = bench.recipe, list(rows_of(bench, "heldout"))
@@ -110,7 +110,7 @@ UNMERGED = "+adapter"
 
 def _models(bench: Bench, stage: Stage) -> dict[str, ModelSection]:
     """What the round made, by branch; where it is asked for, the adapters too."""
-    from prefloop.plan import stage_name
+    from prefloop.loop.plan import stage_name
 
     recipe, loop = bench.recipe, bench.loop
     models = {branch or "aligned": loop.merged(stage.round, branch) for branch in recipe.ways}

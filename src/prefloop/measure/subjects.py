@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from prefloop.backends.base import Backend, Request, Result
 from prefloop.config import ModelSection, PromptsSection, Recipe, SampleSection, Way
 from prefloop.errors import UsageError
-from prefloop.plan import selects
+from prefloop.loop.plan import selects
 from prefloop.publish import facts as of_run
 from prefloop.records import CandidatesRow, PromptRow, RejectRow
 from prefloop.store.cache import Cache
@@ -186,7 +186,7 @@ def prompts(models: Sequence[Subject], section: PromptsSection | None, limit: in
 
 def decoding(models: Sequence[Subject], **changes: Any) -> SampleSection:
     """How all models answer: as the first run was measured, with the given changes (None: no change)."""
-    from prefloop.plan import evaluation_sample
+    from prefloop.loop.plan import evaluation_sample
 
     recipe = next((subject.recipe for subject in models if subject.recipe is not None), None)
     start = SampleSection(n=1) if recipe is None else evaluation_sample(recipe)
@@ -314,7 +314,7 @@ def answers(
     models: Models, subject: Subject, rows: Sequence[PromptRow], section: SampleSection, seed: int
 ) -> tuple[list[CandidatesRow], dict[str, str]]:
     """A subject's answers, and the prompts that it cannot take with the reason. The model is closed behind it."""
-    from prefloop.sampling import sample
+    from prefloop.loop.sampling import sample
 
     kept, rejects, _ = sample(models.get(subject.model), rows, section, seed, subject.name)
     models.release()

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefloop.config import Recipe
-from prefloop.plan import Stage, evaluation_sample, evaluation_signals
+from prefloop.loop.plan import Stage, evaluation_sample, evaluation_signals
 from prefloop.signals.build import Asking, asking
 
 if TYPE_CHECKING:
-    from prefloop.loop import Planned
+    from prefloop.loop.run import Planned
 
 
 class Calls(NamedTuple):

@@ -42,7 +42,7 @@ def ratings(
     title = f"{found.battles} battles on {found.prompts} prompts"
     print_table(console, title, ["model", "rating", "95 %", "battles"], rows)
     if nulls:
-        console.print(f"{nulls} verdicts were null and do not count", soft_wrap=True)
+        console.print(f"{nulls} verdicts were null, or of AlpacaEval outside 1 to 2, and do not count", soft_wrap=True)
     if found.unbounded:
         names = escape(", ".join(found.unbounded))
         warning = f"[yellow]warning:[/] never beat the rest, or never lost to it; only above or below it: {names}"

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from prefloop import cli_ratings
+from prefloop.cli import ratings as cli_ratings
 from prefloop.errors import UsageError
 from prefloop.ui.console import results
 from prefloop.ui.table import print_table
@@ -66,10 +66,10 @@ def alpaca_eval(
     The verdicts are a run's on its model (--run), a file's (--annotations), or made now (--outputs, --reference and
     --judge). The stock alpaca_eval CLI runs offline on what is written; the command for it is printed.
     """
-    from prefloop import annotating
-    from prefloop.cli import cache_path
+    from prefloop.cli.main import cache_path
     from prefloop.evaluate.alpaca_eval import read_annotations
     from prefloop.evaluate.alpaca_folder import write_folder
+    from prefloop.measure import annotating
     from prefloop.ui.progress import Progress
 
     ways = [run is not None, annotations is not None, (outputs, reference, judge) != (None, None, None)]
@@ -81,7 +81,8 @@ def alpaca_eval(
     if run is not None:
         rows, prompt = annotating.of_a_run(run)
     elif annotations is not None:
-        rows, prompt = read_annotations(annotations), f"Verdicts of the file {annotations.name}."
+        rows = read_annotations(annotations, ("instruction", "output_1", "output_2"))
+        prompt = f"Verdicts of the file {annotations.name}."
     else:
         with Progress(plain=plain, title=f"alpaca-eval → {out}") as progress:
             rows, prompt = annotating.now(str(outputs), str(reference), str(judge), overrides, cache_path(), progress)
@@ -96,6 +97,9 @@ def alpaca_eval(
         lines.append(["length_controlled_minimal", "{value:.2f} [{ci_low:.2f}, {ci_high:.2f}]".format(**minimal)])
     console = results(as_json=as_json)
     print_table(console, f"{found['model']} against {found['baseline']}", ["figure", "value"], lines)
+    if found["n_excluded"]:
+        said = f"{found['n_excluded']:,} of {len(rows):,} rows have no preference from 1 to 2 and do not count"
+        console.print(said, soft_wrap=True)
     for name, why in found.get("not_measured", {}).items():
         console.print(escape(f"no {name}: {why}"), soft_wrap=True)
     for warning in found.get("warnings", []):
@@ -152,13 +156,13 @@ def labels(
     as_json: Json = False,
 ) -> None:
     """Compare signals with labels before anything is trained on them, beside "longest" and "random"."""
-    from prefloop.cli import cache_path
+    from prefloop.cli.main import cache_path
     from prefloop.config import ModelSection, PreferencesSection
     from prefloop.evaluate.labels import against_labels
     from prefloop.inputs.preferences import PreferenceReader
-    from prefloop.referees import preflight, signals
+    from prefloop.measure.referees import preflight, signals
+    from prefloop.measure.subjects import opened
     from prefloop.signals.build import build
-    from prefloop.subjects import opened
     from prefloop.ui.progress import Progress
 
     words = list(signal or [])

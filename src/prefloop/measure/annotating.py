@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefloop.errors import UsageError
+from prefloop.measure.referees import checked
+from prefloop.measure.subjects import opened, run_recipe, stage_rows
 from prefloop.publish import facts as of_run
-from prefloop.referees import checked
-from prefloop.subjects import opened, run_recipe, stage_rows
 
 if TYPE_CHECKING:
     from prefloop.ui.progress import Progress
@@ -24,7 +24,7 @@ def of_a_run(folder: Path) -> Verdicts:
         UsageError: that round is not measured yet, or nobody compares.
     """
     from prefloop.evaluate.alpaca_judge import annotations_of
-    from prefloop.plan import evaluation_signals
+    from prefloop.loop.plan import evaluation_signals
     from prefloop.signals.build import build
 
     recipe, facts = run_recipe(folder), of_run.read(folder)
@@ -64,7 +64,7 @@ def now(
     from prefloop.evaluate.alpaca_eval import paired, read_outputs
     from prefloop.evaluate.alpaca_judge import candidates_of
     from prefloop.evaluate.win_rate import compare
-    from prefloop.plan import evaluation_signals
+    from prefloop.loop.plan import evaluation_signals
     from prefloop.signals.build import build, preflight
 
     recipe = load_recipe(judge, overrides)

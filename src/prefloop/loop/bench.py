@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 from prefloop.backends.base import Backend, Request, Result, Usage
 from prefloop.config import ModelSection, Recipe
 from prefloop.errors import PrefloopError, UsageError
-from prefloop.manifest import paid
+from prefloop.loop.manifest import paid
 from prefloop.store.cache import Cache
 from prefloop.store.stagedir import StageDir
 
 if TYPE_CHECKING:
     from prefloop.backends.cached import CachedBackend
-    from prefloop.loop import Loop
-    from prefloop.plan import Stage
+    from prefloop.loop.plan import Stage
+    from prefloop.loop.run import Loop
     from prefloop.signals.build import Needs
     from prefloop.ui.progress import Progress
 
@@ -74,7 +74,7 @@ class Bench:
             UsageError: a function or template is missing or faulty, or the model cannot be trained as asked.
         """
         from prefloop.evaluate import checkers
-        from prefloop.plan import evaluation_signals, measured_otherwise, models_of
+        from prefloop.loop.plan import evaluation_signals, measured_otherwise, models_of
         from prefloop.signals import build
         from prefloop.train.check import check_trainable
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from prefloop.config import JudgeSignalSection, PromptsSection, SampleSection, SignalSection
 from prefloop.errors import UsageError
+from prefloop.measure.referees import checked, comparers, own_judges, preflight, signals
+from prefloop.measure.subjects import Models, Subject, answers, decoding, opened, prompts
 from prefloop.records import CallRow, CandidatesRow, PromptRow
-from prefloop.referees import checked, comparers, own_judges, preflight, signals
 from prefloop.store import atomic
-from prefloop.subjects import Models, Subject, answers, decoding, opened, prompts
 
 if TYPE_CHECKING:
     from prefloop.evaluate.compare import Compared

@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prefloop import manifest
 from prefloop.config import ModelSection, Recipe
 from prefloop.engine.load import resolve_model_path
 from prefloop.errors import UsageError
-from prefloop.plan import Stage, models_of, pinned, plan, selects, stage_name, winner
+from prefloop.loop import manifest
+from prefloop.loop.plan import Stage, models_of, pinned, plan, selects, stage_name, winner
+from prefloop.loop.rounds import broken
 from prefloop.publish.model_card import write_model_cards
-from prefloop.rounds import broken
 from prefloop.store.cache import Cache
 from prefloop.store.fingerprint import digest, resolve_commit
 from prefloop.store.rundir import RunDir
@@ -199,8 +199,8 @@ class Loop:
         return {**summary, "computed": computed}
 
     def _execute(self, progress: Progress, until: str | None, warnings: _Warnings) -> list[str]:
-        from prefloop import stages as runners
-        from prefloop.bench import Bench
+        from prefloop.loop import stages as runners
+        from prefloop.loop.bench import Bench
 
         last = max((s.number for s in self.stages if s.verb == until), default=len(self.stages))
         bench: Bench | None = None

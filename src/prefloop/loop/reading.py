@@ -12,8 +12,8 @@ from prefloop.records import PromptRow, RejectRow, canonical_json
 from prefloop.store.stagedir import StageDir
 
 if TYPE_CHECKING:
-    from prefloop.bench import Bench
-    from prefloop.plan import Stage
+    from prefloop.loop.bench import Bench
+    from prefloop.loop.plan import Stage
 
 # No model is asked: a part is as large as memory bears easily.
 READ_ROWS = 2048

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from prefloop import __version__
 
 if TYPE_CHECKING:
-    from prefloop.loop import Loop
+    from prefloop.loop.run import Loop
     from prefloop.store.rundir import RunDir
 
 PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "peft", "datasets", "safetensors", "numpy", "pyarrow")
@@ -98,7 +98,7 @@ def summarize(loop: Loop) -> dict[str, Any]:
 
     Paths in it are relative to the run directory.
     """
-    from prefloop.plan import selects
+    from prefloop.loop.plan import selects
 
     stages: dict[str, Any] = {}
     rounds: list[dict[str, Any]] = []

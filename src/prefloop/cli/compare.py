@@ -68,10 +68,10 @@ def compare(
     plain: Plain = False,
 ) -> None:
     """Compare any number of models on the same prompts: every two of them, with intervals and tests."""
-    from prefloop.comparing import How
-    from prefloop.comparing import compare as run
     from prefloop.evaluate.compare import sentences
-    from prefloop.subjects import subjects
+    from prefloop.measure.comparing import How
+    from prefloop.measure.comparing import compare as run
+    from prefloop.measure.subjects import subjects
     from prefloop.ui.progress import Progress
 
     how = How(out, _cache(), n, temperature, max_new_tokens, seed, resamples, limit)
@@ -112,14 +112,14 @@ def safety(
     plain: Plain = False,
 ) -> None:
     """Harmlessness, refusals and over-refusals of models, next to their helpfulness."""
-    from prefloop.comparing import How
-    from prefloop.comparing import safety as run
     from prefloop.config import JudgeSignalSection
     from prefloop.evaluate.compare import sentences
     from prefloop.evaluate.safety import HARMLESSNESS, HELPFULNESS, REFUSAL
-    from prefloop.referees import named
-    from prefloop.referees import signal as signal_of
-    from prefloop.subjects import subjects
+    from prefloop.measure.comparing import How
+    from prefloop.measure.comparing import safety as run
+    from prefloop.measure.referees import named
+    from prefloop.measure.referees import signal as signal_of
+    from prefloop.measure.subjects import subjects
     from prefloop.ui.progress import Progress
 
     how = How(out, _cache(), n, temperature, max_new_tokens, seed, resamples, limit)
@@ -235,8 +235,8 @@ def preference(
     plain: Plain = False,
 ) -> None:
     """What training did to the model: reward accuracy, calibration, divergence from the base, diversity, length."""
-    from prefloop.comparing import How
-    from prefloop.preferring import measure, reference
+    from prefloop.measure.comparing import How
+    from prefloop.measure.preferring import measure, reference
     from prefloop.ui.progress import Progress
 
     before, after = _two(base, aligned, run)
@@ -297,7 +297,7 @@ def _figure(figure: Mapping[str, float], scale: float = 1, unit: str = "", form:
 
 def _two(base: str | None, aligned: str | None, run: Path | None) -> tuple[Any, Any]:
     """The two models of `BASE ALIGNED`, or of a run."""
-    from prefloop.subjects import Subject, run_recipe, subjects
+    from prefloop.measure.subjects import Subject, run_recipe, subjects
 
     if run is not None:
         if base is not None:

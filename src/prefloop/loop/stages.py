@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from prefloop.config import TrainSection
 from prefloop.errors import PrefloopError, UsageError
-from prefloop.manifest import summarize
-from prefloop.measuring import run_ability, run_evaluate, run_select
-from prefloop.reading import rows_of, run_heldout, run_preferences, run_prompts
-from prefloop.sampling import sample
+from prefloop.loop.manifest import summarize
+from prefloop.loop.measuring import run_ability, run_evaluate, run_select
+from prefloop.loop.reading import rows_of, run_heldout, run_preferences, run_prompts
+from prefloop.loop.sampling import sample
 from prefloop.store.fingerprint import digest
 from prefloop.store.stagedir import StageDir
 
 if TYPE_CHECKING:
-    from prefloop.bench import Bench, Runner
-    from prefloop.plan import Stage
+    from prefloop.loop.bench import Bench, Runner
+    from prefloop.loop.plan import Stage
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from prefloop.backends.base import Backend, GenerateRequest, Generation, Refusal, Sampling, freeze
 from prefloop.config import SampleSection
-from prefloop.reading import reject
+from prefloop.loop.reading import reject
 from prefloop.records import CandidatesRow, Completion, Contrast, Message, PromptRow, RejectRow, completion_id
 from prefloop.signals.attribute import contrasts, load_all, with_note
 

@@ -1,0 +1,1 @@
+"""Measurements outside a run: models, runs and answers that are there already."""
