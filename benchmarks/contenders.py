@@ -215,6 +215,7 @@ class Ours(Contender):
             rhythm=self._rhythm,
             shift=shift,
             check_start=False,
+            apart=False,
             on_log=lambda record: None,
         )
         self.model = model

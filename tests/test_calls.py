@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from prefloop.cli.main import main
+from prefloop.cli.commands import main
 from prefloop.config import JudgeSignalSection, load_recipe
 from prefloop.loop.calls import judge_calls
 from prefloop.loop.run import survey

@@ -15,8 +15,8 @@ from tests.backends.fake_server import FakeServer, chat
 from typer.testing import CliRunner
 
 from prefloop.backends.base import Arrival, Logits, PairScoreRequest
+from prefloop.cli.commands import app
 from prefloop.cli.compare import lines as lines_of
-from prefloop.cli.main import app
 from prefloop.config import ModelSection, Recipe
 from prefloop.errors import PrefloopError, UsageError
 from prefloop.measure import preferring
@@ -327,7 +327,7 @@ def test_decoding_is_the_runs_with_changes(other, tmp_path):
 
 def test_help_loads_no_torch(tmp_path):
     code = (
-        "import sys; sys.argv = ['prefloop', 'compare', '--help']\nfrom prefloop.cli.main import main\n"
+        "import sys; sys.argv = ['prefloop', 'compare', '--help']\nfrom prefloop.cli.commands import main\n"
         "try:\n    main()\nexcept SystemExit:\n    assert 'torch' not in sys.modules and 'scipy' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=tmp_path)

@@ -7,7 +7,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from prefloop.cli import main as cli
+from prefloop.cli import commands as cli
 from prefloop.errors import UsageError
 from prefloop.evaluate.alpaca_eval import read_annotations, read_leaderboard
 from prefloop.records import prompt_id

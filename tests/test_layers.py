@@ -77,8 +77,8 @@ def modules_after(code: str, cwd: Path) -> set[str]:
 )
 def test_planning_loads_neither_torch_nor_network_code(arguments, tmp_path):
     loaded = modules_after(
-        f"sys.argv = ['prefloop', *{arguments!r}]; from prefloop.cli.main import main; main()", tmp_path
+        f"sys.argv = ['prefloop', *{arguments!r}]; from prefloop.cli.commands import main; main()", tmp_path
     )
-    assert "prefloop.cli.main" in loaded
+    assert "prefloop.cli.commands" in loaded
     heavy = {"torch", "transformers", "datasets", "peft", "httpx", "httpx2", "requests", "pandas", "scipy", "sklearn"}
     assert not loaded & heavy

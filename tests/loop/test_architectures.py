@@ -9,7 +9,7 @@ from tests.loop.conftest import write_prompts
 from tests.tiny_models import tiny_model_folder
 from typer.testing import CliRunner
 
-from prefloop.cli.main import app
+from prefloop.cli.commands import app
 from prefloop.engine.templates import PLAIN
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from prefloop.cli.main import app
+from prefloop.cli.commands import app
 from prefloop.config import load_recipe
 from prefloop.loop.run import open_loop
 from prefloop.sandbox.flaws import criticism

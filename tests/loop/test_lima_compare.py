@@ -46,7 +46,7 @@ def test_two_signals_three_models_and_their_agreement(tmp_path):
     (table,) = (tmp_path / "out" / "stages").glob("*-evaluate/answers.csv")
     assert len(list(csv.DictReader(table.open(encoding="utf-8", newline="")))) == 40
     card = (tmp_path / "out" / "model" / "README.md").read_text(encoding="utf-8")
-    assert f"{100 * found['win_rate']['value']:.1f}" in card
+    assert f"win rate against the base |  |  | {found['win_rate']['value']:.3f} [" in card
     again = run(tmp_path, *SMALL)
     assert again["computed"] == []
 

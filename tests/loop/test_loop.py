@@ -91,7 +91,7 @@ def test_running_again_computes_nothing(copy):
 def test_running_again_imports_no_torch(copy):
     code = (
         "import sys; sys.argv = ['prefloop', 'run', 'recipe.yaml', '--out', 'out']\n"
-        "from prefloop.cli.main import main\n"
+        "from prefloop.cli.commands import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
         "print('\\n'.join(sys.modules))"

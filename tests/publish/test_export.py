@@ -1,6 +1,7 @@
 """A run's pairs as a data set folder: for `datasets`, TRL, LLaMA-Factory and ourselves."""
 
 import json
+import logging
 import os
 import re
 import shlex
@@ -62,6 +63,19 @@ def test_datasets_loads_the_folder_with_trls_columns(folder, load):
     # Null throughout: TRL would take a column of that name for a margin.
     assert not {"margin", "weight", "label", "evidence"} & set(rows.column_names)
     assert len(load(folder, "round-2", split="train")) == 5
+
+
+def test_datasets_finds_nothing_malformed_in_the_card(folder, load):
+    told = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = told.append
+    logging.getLogger("datasets").addHandler(handler)
+    try:
+        found = load(folder)
+    finally:
+        logging.getLogger("datasets").removeHandler(handler)
+    assert [record.getMessage() for record in told] == []
+    assert found.num_rows == {"train": 14}
 
 
 def test_columns_that_say_something_stay(tmp_path, load):
@@ -154,11 +168,16 @@ def test_the_cards_counts_are_those_of_the_rows(folder, load):
     rows = load(folder, split="train")
     assert counts["pairs"] == len(rows) == 14
     assert counts["rounds"] == {"1": {"train": 9}, "2": {"train": 5}}
+    sizes = {number: found["train"] for number, found in counts["bytes"].items()}
     assert head["dataset_info"] == [
-        {"config_name": "default", "splits": [{"name": "train", "num_examples": 14}]},
-        {"config_name": "round-1", "splits": [{"name": "train", "num_examples": 9}]},
-        {"config_name": "round-2", "splits": [{"name": "train", "num_examples": 5}]},
+        {"config_name": name, "splits": [{"name": "train", "num_examples": n, "num_bytes": size}]}
+        for name, n, size in (
+            ("default", 14, sizes["1"] + sizes["2"]),
+            ("round-1", 9, sizes["1"]),
+            ("round-2", 5, sizes["2"]),
+        )
     ]
+    assert sizes["1"] > sizes["2"] > 5 * 100
     assert head["configs"][0] == {
         "config_name": "default",
         "data_files": [{"split": "train", "path": ["data/train-round-1.parquet", "data/train-round-2.parquet"]}],

@@ -73,6 +73,37 @@ def test_cards_of_every_round_go_where_the_weights_are(tmp_path):
     assert "# my run, round 1" in (run / "stages" / "04-merge" / "model" / "README.md").read_text()
 
 
+def test_a_card_tells_what_each_round_did(tmp_path):
+    run = write_run(tmp_path / "run", [pairs(4), pairs(4, first=4)], branches=("judge", "pairrm"))
+    card = model_card(run)
+    assert "in 2 rounds with prefloop" in card
+    done = "80 rows trained on (left out: 2 longer than max_length), 30 steps"
+    win = "win rate against the first model 0.712 [0.660, 0.764]"
+    assert f"- Round 1: branch `pairrm` chosen by its win rate, {done}; {win}." in card
+    assert f"- Round 2: branch `pairrm`, {done}; {win}." in card
+    assert "## Rounds" not in model_card(run, round_number=1)
+    plain = model_card(write_run(tmp_path / "plain", [pairs(4), pairs(4, first=4)]))
+    assert f"- Round 1: {done}; {win}." in plain
+
+
+def test_an_adapter_of_a_later_round_belongs_to_the_model_before_it(tmp_path):
+    run = write_run(tmp_path / "run", [pairs(4), pairs(4, first=4)], model={"path": "ORG/base", "revision": None})
+    card = model_card(run, "adapter")
+    assert "A LoRA adapter for the merged model of round 1 of this run" in card
+    assert not {"base_model", "base_model_relation"} & front_matter(card).keys()
+    assert 'from_pretrained("the merged model of round 1")' in card
+    assert front_matter(model_card(run))["base_model"] == "ORG/base"
+    with pytest.raises(UsageError, match=r"belongs to the merged model of round 1.*\n.*--what model"):
+        export_model(run, tmp_path / "out", "adapter")
+    assert not (tmp_path / "out").exists()
+    assert export_model(run, tmp_path / "first", "adapter", round_number=1)["round"] == 1
+    config = json.loads((tmp_path / "first" / "adapter_config.json").read_text())
+    assert config == {"base_model_name_or_path": "ORG/base"}
+    assert front_matter((tmp_path / "first" / "README.md").read_text())["base_model"] == "ORG/base"
+    with pytest.raises(UsageError, match="no model of round 3"):
+        export_model(run, tmp_path / "out", round_number=3)
+
+
 def test_a_card_undoes_no_stage(run):
     from prefloop.store.rundir import RunDir
 

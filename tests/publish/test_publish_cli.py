@@ -6,7 +6,7 @@ import pytest
 from tests.publish.published_run import pairs, write_run
 from typer.testing import CliRunner
 
-from prefloop.cli.main import app
+from prefloop.cli.commands import app
 from prefloop.errors import PrefloopError, UsageError
 from prefloop.publish.hub import push
 

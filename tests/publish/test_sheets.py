@@ -94,6 +94,48 @@ def test_votes_come_back_with_seats_undone(run, tmp_path):
         assert any(r["prompt"][0] == {"role": "system", "content": "Be kind."} for r in rows)
 
 
+def test_second_votes_of_a_voter_are_left_out_and_counted(run, tmp_path):
+    sheet = tmp_path / "sheet.csv"
+    export_sheet(run, sheet, limit=20)
+    ann = fill(sheet, tmp_path / "ann.csv", lambda row: "a", voter="ann")
+    other = fill(sheet, tmp_path / "again.csv", lambda row: "b", voter="ann")
+    found = import_sheets(key_path(sheet), [ann, ann, other], tmp_path / "votes.jsonl")
+    assert (found["votes"], found["repeated"], found["first_seat"]) == (20, 40, 1)
+    assert (found["agreement"]["ballots"], found["agreement"]["repeated"]) == (20, 0)
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_a_spreadsheet_may_separate_by_other_marks(run, tmp_path, separator):
+    sheet = tmp_path / "sheet.csv"
+    export_sheet(run, sheet, limit=20)
+    rows = rows_of(sheet)
+    with (tmp_path / "ann.csv").open("w", encoding="utf-8-sig", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]), delimiter=separator)
+        writer.writeheader()
+        writer.writerows(row | {"vote": "a", "comment": "so, so"} for row in rows)
+    assert import_sheets(key_path(sheet), [tmp_path / "ann.csv"], tmp_path / "votes.jsonl")["votes"] == 20
+
+
+def test_files_that_are_mixed_up_are_named(run, tmp_path):
+    sheet, out = tmp_path / "s.csv", tmp_path / "v.jsonl"
+    export_sheet(run, sheet, limit=2)
+    with pytest.raises(UsageError, match=r"s\.csv: is a sheet, not its key\nfix: give the key first"):
+        import_sheets(sheet, [key_path(sheet)], out)
+    with pytest.raises(UsageError, match=r"s\.key\.jsonl: is a key, not a filled sheet"):
+        import_sheets(key_path(sheet), [key_path(sheet)], out)
+    text = sheet.read_text(encoding="utf-8-sig")
+    for changed, words in (
+        (text.replace("vote,", "Votes,", 1), r"has no column 'vote'; its columns: id, .*\nfix: rename 'Votes'"),
+        (text.replace("vote,", "what,", 1), r"has no column 'vote'; .*\nfix: keep the header as exported: id, prompt"),
+    ):
+        (tmp_path / "x.csv").write_text(changed)
+        with pytest.raises(UsageError, match=words):
+            import_sheets(key_path(sheet), [tmp_path / "x.csv"], out)
+    (tmp_path / "x.xlsx").write_bytes(b"PK")
+    with pytest.raises(UsageError, match="save it as CSV"):
+        import_sheets(key_path(sheet), [tmp_path / "x.xlsx"], out)
+
+
 def test_what_a_spreadsheet_does_to_texts_does_no_harm(tmp_path):
     formula = "=HYPERLINK(1)"
     run = write_run(tmp_path / "run", [[pair("=1+1 is?", formula, "  two\nlines  ")]])

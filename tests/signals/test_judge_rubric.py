@@ -11,7 +11,7 @@ from prefloop.config import JudgeSignalSection
 from prefloop.errors import UsageError
 from prefloop.records import prompt_id
 from prefloop.signals import references, rubric
-from prefloop.signals.build import build, identity, preflight, remark
+from prefloop.signals.build import build, check_prompts, identity, preflight, remark
 from prefloop.signals.driver import rate
 from prefloop.signals.judge import JudgeSignal, card
 
@@ -242,6 +242,22 @@ def test_the_judge_sees_the_reference_and_rows_without_one_are_told(tmp_path):
     assert "right answer" not in without
     assert (rated.counts["referenced"], rated.counts["unreferenced"]) == (1, 1)
     assert "1 of 2 prompts have no reference answer" in remark(section, rated.counts)
+
+
+def test_references_to_none_of_the_prompts_stop_the_run(tmp_path):
+    file = tmp_path / "answers.csv"
+    file.write_text("prompt,reference\nknown,the truth\n")
+    section = JudgeSignalSection(type="judge", references=str(file))
+    rows = [row("x", question="other", name="1"), row("x", question="unknown", name="2")]
+    with pytest.raises(UsageError, match=r"answers.csv: holds a reference answer to none of the 2 prompts") as error:
+        check_prompts(section, rows)
+    assert "the first prompt: 'other' (id 1); the file's first: 'known'" in str(error.value)
+    check_prompts(section, [*rows, row("x", question="known", name="3")])
+    check_prompts(section, [])
+    check_prompts(JudgeSignalSection(type="judge"), rows)
+    file.write_text("id,reference\n7,the truth\n")
+    with pytest.raises(UsageError, match="the file's first: id 7"):
+        check_prompts(section, rows)
 
 
 def test_the_brief_prompt_speaks_for_the_built_in_rubric_alone(own):

@@ -7,7 +7,7 @@ from tests.tiny_models import tiny_model_folder
 from typer.testing import CliRunner
 
 from prefloop.backends.hf import HfBackend
-from prefloop.cli.main import app
+from prefloop.cli.commands import app
 from prefloop.ui import chat
 
 

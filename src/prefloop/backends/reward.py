@@ -43,7 +43,7 @@ from prefloop.store import fingerprint
 VERSION = 1
 """Part of the identity: raise it when the same model and messages would give other values."""
 
-# How architectures of language models are called; those of classifiers say SequenceClassification, or a name of theirs.
+# How architectures of language models end; those of classifiers end on SequenceClassification, or a name of theirs.
 _LANGUAGE = ("ForCausalLM", "LMHeadModel", "ForMaskedLM")
 
 _NO_LIMIT = 10**9  # tokenizers without a length of their own say 10^30

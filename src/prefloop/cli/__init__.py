@@ -1,5 +1,5 @@
 """The verbs: parsing and printing, one file for each group of them."""
 
-from prefloop.cli.main import app, main
+from prefloop.cli.commands import app, main
 
 __all__ = ["app", "main"]

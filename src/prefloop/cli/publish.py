@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from prefloop.errors import UsageError
 from prefloop.ui.console import results
 
 Json = Annotated[bool, typer.Option("--json", help="Print the machine-readable result to stdout, last.")]
@@ -42,6 +43,9 @@ def export(
     push: Annotated[str | None, typer.Option(help="Upload to this repository of the hub (ORG/NAME).")] = None,
     public: Annotated[bool, typer.Option(help="Make the repository public; without it, private.")] = False,
     branch: Branch = None,
+    round_number: Annotated[
+        int | None, typer.Option("--round", min=1, help="Of a model or adapter: another round's than the run's.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write a run's pairs, model or adapter as a folder with a card, for others to load."""
@@ -51,10 +55,14 @@ def export(
 
     console = results(as_json=as_json)
     if what is What.pairs:
+        if round_number is not None:
+            raise UsageError(
+                "the pairs of all rounds are exported", where="--round", fix="load one: its configuration is round-N"
+            )
         result = export_pairs(run, out, licence, branch)
         console.print(f"{result['pairs']:,} pairs of {result['prompts']:,} prompts: {escape(str(out))}")
     else:
-        result = export_model(run, out, "model" if what is What.model else "adapter", branch)
+        result = export_model(run, out, "model" if what is What.model else "adapter", branch, round_number)
         console.print(f"{what.value}: {escape(str(out))}")
     if push is not None:
         address = upload(out, push, "dataset" if what is What.pairs else "model", private=not public)
@@ -98,6 +106,9 @@ def votes_import(
     result = import_sheets(key, sheets, out)
     console = results(as_json=as_json)
     console.print(f"{result['votes']:,} votes, {result['blank']:,} rows left empty: {escape(result['out'])}")
+    if result["repeated"]:
+        said = f"{result['repeated']:,} second votes of the same voter left out; the column voter tells voters apart"
+        console.print(said)
     console.print(agreement_line(result["agreement"]))
     if result["first_seat"] is not None:
         console.print(f"the answer in seat a won {result['first_seat']:.0%} of the decided votes (50 % is unbiased)")

@@ -45,9 +45,9 @@ def write_folder(
         resamples, seed: of the bootstrap of the two-parameter form.
 
     Returns:
-        model, baseline, annotator; what `summarize` says; avg_length; of length control what was measured, weights, warnings,
-        and of the three-parameter form C and official; not_measured {figure: why}; stock_command, AlpacaEval's
-        own that repeats the win rate.
+        model, baseline, annotator; what `summarize` says; avg_length; of length control what was measured,
+        weights, warnings, and of the three-parameter form C and official; not_measured {figure: why};
+        stock_command, AlpacaEval's own that repeats the win rate.
 
     Raises:
         UsageError: several models in one file; files for other prompts; what `length_controlled` raises for files.

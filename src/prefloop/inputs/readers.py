@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import itertools
 import json
 import zlib
 from collections.abc import Iterator
@@ -322,16 +323,21 @@ def _decoded_lines(path: str) -> Iterator[str]:
 
 
 def _read_csv(path: str, stats: Stats) -> Stream:
-    """The first record names the columns. Cells are texts; a list of messages does not fit into one."""
+    """The first record names the columns. Cells are texts; a list of messages does not fit into one.
+
+    Where the header has no comma, semicolons or tabs separate: spreadsheets of many countries write those.
+    """
     if (wide := _utf16_problem(path)) is not None:
         yield wide
         return
     # Python's limit of 128 KiB for a cell is below a long document; it is per process, so it is put back.
     limit = csv.field_size_limit(2**31 - 1)
-    reader = csv.reader(_decoded_lines(path), strict=True)
     header: list[str] | None = None
     first_line, rows = 1, 0
     try:
+        lines = _decoded_lines(path)
+        head = list(_up_to_text(lines))
+        reader = csv.reader(itertools.chain(head, lines), delimiter=_separator("".join(head)), strict=True)
         for cells in reader:
             line, first_line = first_line, reader.line_num + 1
             if not cells:
@@ -361,6 +367,18 @@ def _read_csv(path: str, stats: Stats) -> Stream:
     if rows == 0:
         reason = "nothing but blank lines" if header is None else "no rows below the header"
         yield Problem("empty_file", path, None, None, reason, "write rows to it", level="fatal")
+
+
+def _up_to_text(lines: Iterator[str]) -> Iterator[str]:
+    """Lines up to the first that is not blank."""
+    for line in lines:
+        yield line
+        if line.strip():
+            return
+
+
+def _separator(head: str) -> str:
+    return "," if "," in head or not {";", "\t"} & set(head) else max(";\t", key=head.count)
 
 
 def _header_problem(path: str, header: list[str]) -> Problem | None:

@@ -84,12 +84,14 @@ class Tally:
         parse: what a row means.
         note: told of every row, for its columns.
         polls: by prompt id.
+        repeated: second verdicts of the same voter, which do not count.
     """
 
     path: str
     parse: Parse
     note: Callable[[Record], None] = lambda record: None
     polls: dict[str, Poll] = field(default_factory=dict)
+    repeated: int = 0
 
     def read(self, stream: Stream) -> Stream:
         """The problems of the ballots, then one record for each pair of answers, written as a preference row.
@@ -117,6 +119,7 @@ class Tally:
             reason = f"{first.reason}; {reason}" if reason else first.reason
             return self._problem(record, Fault(first.kind, first.field, reason, first.fix))
         if any(self._voted(ballot) for ballot in ballots):
+            self.repeated += 1
             reason = "a second verdict of the same voter on the same answers; the first counts"
             fix = "keep one of them, or name the voters apart in the column voter"
             return self._problem(record, Fault("duplicate_row", "voter", reason, fix), "duplicate")
@@ -189,9 +192,10 @@ class Tally:
         """How many voted, and how far they agree on which of two answers is better (or that neither is).
 
         Returns:
-            ballots; voters (named ones); pairs (that somebody compared); shared_pairs (that several did); agreement
-            (share of equal verdicts among all pairs of verdicts on one pair of answers); krippendorff_alpha;
-            cohen_kappa (where there are exactly two voters). None where there is nothing to say.
+            ballots; repeated (second verdicts of a voter, left out); voters (named ones); pairs (that somebody
+            compared); shared_pairs (that several did); agreement (share of equal verdicts among all pairs of verdicts
+            on one pair of answers); krippendorff_alpha; cohen_kappa (where there are exactly two voters). None where
+            there is nothing to say.
         """
         units: list[dict[str, float]] = []
         anonymous = 0
@@ -215,6 +219,7 @@ class Tally:
             kappa = cohen_kappa(*([unit[who] for unit in common] for who in voters))
         return {
             "ballots": sum(len(poll.ballots) for poll in self.polls.values()),
+            "repeated": self.repeated,
             "voters": len(voters),
             "pairs": len(units),
             "shared_pairs": sum(len(v) > 1 for v in verdicts),
@@ -228,6 +233,8 @@ def agreement_line(found: Mapping[str, Any]) -> str:
     """`Tally.agreement` in one line for people."""
     voters = f" of {found['voters']:,} voters" if found["voters"] else ""
     parts = [f"{found['ballots']:,} ballots{voters} on {found['pairs']:,} pairs of answers"]
+    if found["repeated"]:
+        parts.append(f"{found['repeated']:,} second verdicts of the same voter left out")
     if found["agreement"] is not None:
         parts.append(f"{found['shared_pairs']:,} pairs compared by several, {found['agreement']:.0%} equal verdicts")
     for key, name in (("krippendorff_alpha", "Krippendorff's alpha"), ("cohen_kappa", "Cohen's kappa")):

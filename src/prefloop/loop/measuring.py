@@ -27,9 +27,12 @@ def run_evaluate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str)
     """The round's models against the recipe's first model on the held-out prompts, decoded alike."""
     from prefloop.evaluate.several import Comparer, measure
     from prefloop.loop.plan import evaluation_sample, evaluation_signals
-    from prefloop.signals.build import build, check
+    from prefloop.signals.build import build, check, check_prompts
 
     recipe, prompts = bench.recipe, list(rows_of(bench, "heldout"))
+    # A rating judge that is taken over may know the prompts that were trained on and no others.
+    for judge in (recipe.evaluate.judge, *recipe.evaluate.also):
+        check_prompts(judge, prompts)
     section = evaluation_sample(recipe)
     models = _models(bench, stage)
     each = len(prompts) * section.n

@@ -37,8 +37,11 @@ T = TypeVar("T")
 def run_sample(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> None:
     """n answers to every prompt of the round, by the round's policy."""
     from prefloop.pairs.splits import round_chunk
+    from prefloop.signals.build import check_prompts
 
     prompts = list(rows_of(bench, "prompts"))
+    for way in bench.recipe.ways.values():
+        check_prompts(way.rate, prompts)
     chunk = round_chunk([p["id"] for p in prompts], bench.recipe.rounds, stage.round)
     rows = [p for p in prompts if p["id"] in chunk]
     section = bench.recipe.sampled.sample
@@ -65,12 +68,14 @@ def run_sample(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -
 
 def run_rate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> None:
     """A score for every answer."""
-    from prefloop.signals.build import build, check, check_noise
+    from prefloop.signals.build import build, check, check_noise, check_prompts
     from prefloop.signals.driver import rate
 
     source = bench.loop.folder(bench.loop.previous(stage))
     section = bench.recipe.ways[stage.branch].rate
     assert section is not None
+    # The file may be another one than at the time of the sampling; of a round's prompts alone it may have none.
+    check_prompts(section, rows_of(bench, "prompts"))
     signal, needs = build(section, bench.recipe.seed)
     backends = bench.backends(needs, bench.loop.policy(stage.round))
     bench.progress.total(source.count(), "rows")

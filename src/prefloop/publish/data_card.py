@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -56,7 +57,7 @@ def data_card(facts: Facts, counts: Mapping[str, Any], licence: str | None) -> s
 
 
 def front_matter(counts: Mapping[str, Any], licence: str | None) -> str:
-    """The YAML head: which files make which split, and how many rows they have."""
+    """The YAML head: which files make which split, their rows, and the bytes of these in Arrow."""
     import yaml
 
     from prefloop.publish.dataset import data_file
@@ -66,13 +67,14 @@ def front_matter(counts: Mapping[str, Any], licence: str | None) -> str:
     configs, sizes = [], []
     for name, numbers in named.items():
         files: dict[str, list[str]] = {}
-        rows: dict[str, int] = {}
+        sums: dict[str, Counter[str]] = {}
         for number in numbers:
             for split, n in rounds[number].items():
                 files.setdefault(split, []).append(data_file(split, number, len(rounds)))
-                rows[split] = rows.get(split, 0) + n
+                found = {"num_examples": n, "num_bytes": counts["bytes"][number][split]}
+                sums.setdefault(split, Counter()).update(found)
         configs.append({"config_name": name, "data_files": [{"split": s, "path": p} for s, p in files.items()]})
-        sizes.append({"config_name": name, "splits": [{"name": s, "num_examples": n} for s, n in rows.items()]})
+        sizes.append({"config_name": name, "splits": [{"name": s, **found} for s, found in sums.items()]})
     head = {
         "pretty_name": f"Preference pairs of {counts['name']}",
         "task_categories": ["text-generation"],

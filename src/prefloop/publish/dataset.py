@@ -69,7 +69,7 @@ def export_pairs(run_dir: Path, out: Path, licence: str | None = None, branch: s
     counts = {"name": slug(f"{facts.name}-{branch}" if branch else facts.name), "branch": branch, **found}
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic.directory(out) as folder:
-        _write_rows(folder, facts, counts)
+        counts["bytes"] = _write_rows(folder, facts, counts)
         atomic.write_json(folder / "dataset_info.json", llamafactory_info(counts["name"], counts["splits"]))
         atomic.write_json(folder / COUNTS, counts)
         atomic.write_text(folder / "README.md", data_card(facts, counts, licence))
@@ -150,7 +150,8 @@ def data_file(split: str, round_number: int | str, rounds: int) -> str:
     return f"data/{split}.parquet" if rounds == 1 else f"data/{split}-round-{round_number}.parquet"
 
 
-def _write_rows(folder: Path, facts: of_run.Facts, counts: Mapping[str, Any]) -> None:
+def _write_rows(folder: Path, facts: of_run.Facts, counts: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    """Write all files of rows; returns round -> split -> bytes of its rows in Arrow, as `datasets` counts."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -161,6 +162,7 @@ def _write_rows(folder: Path, facts: of_run.Facts, counts: Mapping[str, Any]) ->
     schema = pa.schema([(name, types.get(name, full.field(name).type)) for name in counts["columns"]])
     (folder / "data").mkdir()
     (folder / "llamafactory").mkdir()
+    sizes: dict[str, dict[str, int]] = {number: dict.fromkeys(found, 0) for number, found in counts["rounds"].items()}
     with ExitStack() as stack:
         writers: dict[str, Any] = {}
         texts = {
@@ -172,15 +174,19 @@ def _write_rows(folder: Path, facts: of_run.Facts, counts: Mapping[str, Any]) ->
         }
         rows = _rows(facts, counts["branch"], counts["columns"])
         while part := list(islice(rows, _BATCH)):
-            by_file: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+            by_place: defaultdict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
             for split, round_number, row in part:
-                by_file[data_file(split, round_number, len(counts["rounds"]))].append(row)
+                by_place[split, str(round_number)].append(row)
                 for stream, value in zip(texts[split], (row, as_sharegpt(row)), strict=True):
                     stream.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
-            for name, batch in by_file.items():
+            for (split, number), batch in by_place.items():
+                name = data_file(split, number, len(counts["rounds"]))
                 if name not in writers:
                     writers[name] = stack.enter_context(pq.ParquetWriter(folder / name, schema, compression="zstd"))
-                writers[name].write_table(pa.Table.from_pylist(batch, schema=schema))
+                table = pa.Table.from_pylist(batch, schema=schema)
+                sizes[number][split] += table.nbytes
+                writers[name].write_table(table)
+    return sizes
 
 
 def _rows(facts: of_run.Facts, branch: str, columns: Iterable[str]) -> Iterator[tuple[str, int, dict[str, Any]]]:

@@ -54,6 +54,11 @@ class Facts:
         trained = sorted((p.round for p in self.parts if p.verb == "train" and p.success), reverse=True)
         return (trained or [1])[0], self.branches[0]
 
+    def winner(self, round_number: int) -> str:
+        """The branch whose model a finished round handed on."""
+        measured = (self.success("evaluate", round_number).get("extra") or {}).get("evaluate") or {}
+        return str(measured.get("winner") or self.branches[0])
+
     def way(self, branch: str) -> dict[str, Any]:
         """The sections rate, pair and train of a branch."""
         own: dict[str, Any] = (self.recipe.get("branches") or {}).get(branch) or {}

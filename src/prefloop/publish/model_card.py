@@ -38,12 +38,13 @@ def model_card(run_dir: Path, what: What = "model", round_number: int | None = N
         raise UsageError("the run has not trained yet", where=str(run_dir), fix="run it at least up to train")
     rounds = f", round {number}" if (facts.recipe.get("rounds") or 1) > 1 else ""
     sections = [
-        _front_matter(facts, what, branch),
+        _front_matter(facts, what, number, branch),
         f"# {facts.name}" + (f", {branch}" if branch else "") + rounds,
-        _summary(facts, what, branch),
+        _summary(facts, what, number, branch),
         _method(facts, number, branch),
+        _rounds(facts, number, branch),
         _results(facts, what, number, branch),
-        _load(facts, what),
+        _load(facts, what, number),
         _again(facts),
         _limits(),
     ]
@@ -92,7 +93,7 @@ def folder_of(facts: Facts, what: What, round_number: int, branch: str) -> Path 
     return facts.run.path / "model" if what == "model" and not own.is_dir() else own
 
 
-def _front_matter(facts: Facts, what: What, branch: str) -> str:
+def _front_matter(facts: Facts, what: What, number: int, branch: str) -> str:
     import yaml
 
     train = facts.way(branch)["train"]
@@ -103,23 +104,35 @@ def _front_matter(facts: Facts, what: What, branch: str) -> str:
         "tags": [tag for tag in ("prefloop", objective, "lora" if train.get("lora") else None) if tag],
     }
     base = hub_id((facts.recipe.get("model") or {}).get("path"))
-    if base is not None:
+    if base is not None and not own_base(what, number):
         head = {"base_model": base, "base_model_relation": "adapter" if what == "adapter" else "finetune"} | head
     lines = ["---", "# license: not stated; the base model's terms apply, and whoever publishes this says it here"]
     return "\n".join([*lines, yaml.safe_dump(head, sort_keys=False, allow_unicode=True).rstrip(), "---"])
 
 
-def _base(facts: Facts) -> str:
+def own_base(what: What, number: int) -> bool:
+    """Whether the base is a model of the run itself: an adapter goes upon the model that its training began with."""
+    return what == "adapter" and number > 1
+
+
+def _base(facts: Facts, what: What, number: int) -> str:
+    if own_base(what, number):
+        handed = facts.winner(number - 1)
+        return f"the merged model of round {number - 1}" + (f" (branch `{handed}`)" if handed else "") + " of this run"
     model = public(facts.recipe.get("model") or {})
     revision = f" at {model['revision']}" if model.get("revision") else ""
     return f"`{model.get('path')}`{revision}"
 
 
-def _summary(facts: Facts, what: What, branch: str) -> str:
+def _summary(facts: Facts, what: What, number: int, branch: str) -> str:
     objective = (facts.way(branch)["train"].get("objective") or {}).get("type")
     kind = "A LoRA adapter for" if what == "adapter" else "A model made from"
     trained = "trained" if what == "adapter" else "by training"
-    return f"{kind} {_base(facts)}, {trained} on preferences ({objective}) with prefloop."
+    times = f" in {number} rounds" if what == "model" and number > 1 else ""
+    text = f"{kind} {_base(facts, what, number)}, {trained} on preferences ({objective}){times} with prefloop."
+    if own_base(what, number):
+        text += f" That model was made from {_base(facts, 'model', number)}, upon which this adapter does not fit."
+    return text
 
 
 def _method(facts: Facts, number: int, branch: str) -> str:
@@ -139,6 +152,27 @@ def _method(facts: Facts, number: int, branch: str) -> str:
         f"- Data: {extra.get('pairs') or 0:,} rows trained on{_rows_left(extra)}; {_data(facts, branch)}.",
     ]
     return "\n".join(lines)
+
+
+def _rounds(facts: Facts, number: int, branch: str) -> str:
+    """What each round up to this one did; empty for the first."""
+    if number == 1:
+        return ""
+    lines = ["## Rounds", ""]
+    for n in range(1, number + 1):
+        handed = branch if n == number else facts.winner(n)
+        extra = facts.success("train", n, handed).get("extra") or {}
+        chosen = f"branch `{handed}`" + (" chosen by its win rate, " if n < number else ", ") if handed else ""
+        lines.append(
+            f"- Round {n}: {chosen}{extra.get('pairs') or 0:,} rows trained on{_rows_left(extra)}, "
+            f"{extra.get('steps')} steps{_round_result(facts, n, handed)}."
+        )
+    return "\n".join(lines)
+
+
+def _round_result(facts: Facts, number: int, branch: str) -> str:
+    win = _measured(facts, "model", number, branch).get("win_rate")
+    return f"; win rate against the first model {_interval(win)}" if win else ""
 
 
 def _rows_left(extra: Mapping[str, Any]) -> str:
@@ -202,7 +236,7 @@ def _interval(value: Mapping[str, Any]) -> str:
     return f"{value['value']:.3f} [{value['ci_low']:.3f}, {value['ci_high']:.3f}]"
 
 
-def _load(facts: Facts, what: What) -> str:
+def _load(facts: Facts, what: What, number: int) -> str:
     if what == "model":
         code = """from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -210,6 +244,7 @@ model = AutoModelForCausalLM.from_pretrained("FOLDER or ORG/NAME")
 tokenizer = AutoTokenizer.from_pretrained("FOLDER or ORG/NAME")"""
     else:
         base = hub_id((facts.recipe.get("model") or {}).get("path")) or "the base model's folder"
+        base = f"the merged model of round {number - 1}" if own_base(what, number) else base
         code = f"""from peft import PeftModel
 from transformers import AutoModelForCausalLM
 

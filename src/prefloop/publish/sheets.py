@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 from prefloop.errors import UsageError
 from prefloop.evaluate.sheet import csv_text
 from prefloop.inputs.preferences import read_votes
-from prefloop.inputs.problems import Problem
+from prefloop.inputs.problems import Problem, nearest
 from prefloop.inputs.readers import Record, Stats, read_records
 from prefloop.publish import facts as of_run
 from prefloop.publish.dataset import unfit
@@ -27,6 +27,8 @@ from prefloop.records import Message, content_id
 from prefloop.store import atomic
 
 COLUMNS = ("id", "prompt", "answer_a", "answer_b", "vote", "voter", "comment")
+
+_WORKBOOKS = (".xlsx", ".xls", ".ods", ".numbers")
 
 
 def key_path(sheet: Path) -> Path:
@@ -94,7 +96,7 @@ def import_sheets(key: Path, sheets: Sequence[Path], out: Path) -> dict[str, Any
     """Join filled sheets to their key and write the votes, seats undone.
 
     A sheet without names in its column `voter` is one person's, and its file name is the name. Rows without a vote
-    are left out and counted.
+    are left out and counted, and so are second votes of one voter on one pair: the first counts.
 
     Args:
         key: what `export_sheet` wrote beside the sheet.
@@ -102,17 +104,21 @@ def import_sheets(key: Path, sheets: Sequence[Path], out: Path) -> dict[str, Any
         out: a .jsonl file of votes.
 
     Returns:
-        {"votes", "blank", "first_seat" (share of the decided votes for the answer in seat a; None without any),
-        "agreement" (`inputs.votes.Tally.agreement`), "out"}.
+        {"votes", "blank", "repeated" (second votes), "first_seat" (share of the decided votes for the answer in seat
+        a; None without any), "agreement" (`inputs.votes.Tally.agreement`), "out"}.
 
     Raises:
-        UsageError: an id is not in the key, a vote is none of a, b and tie, or nobody voted.
+        UsageError: a file is not what it should be, a column is missing, an id is not in the key, a vote is none of a,
+            b and tie, or nobody voted.
     """
-    pairs = {record["id"]: record for record in _records(key)}
+    pairs = _read_key(key)
     lines: list[str] = []
     counts: Counter[str] = Counter()
+    seen: set[tuple[str, str]] = set()
     for sheet in sheets:
         for number, row in enumerate(_records(sheet), start=1):
+            if number == 1:
+                _check_columns(sheet, row)
             where = f"{sheet}, row {number}"
             vote = str(row.get("vote") or "").strip().lower()
             if not vote:
@@ -126,8 +132,13 @@ def import_sheets(key: Path, sheets: Sequence[Path], out: Path) -> dict[str, Any
             if pair is None:
                 what = f"the id {row.get('id')!r} is not in {key.name}"
                 raise UsageError(what, where=where, fix="give the key that was written with this sheet")
+            voter = (row.get("voter") or "").strip() or sheet.stem
+            if (voter, pair["id"]) in seen:
+                counts["repeated"] += 1
+                continue
+            seen.add((voter, pair["id"]))
             counts[vote] += 1
-            lines.append(json.dumps(_unseated(pair, vote, row.get("voter"), sheet), ensure_ascii=False))
+            lines.append(json.dumps(_unseated(pair, vote, voter), ensure_ascii=False))
     if not lines:
         raise UsageError("nobody voted", where=str(sheets[0]), fix="write a, b or tie into the column vote")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -136,13 +147,37 @@ def import_sheets(key: Path, sheets: Sequence[Path], out: Path) -> dict[str, Any
     return {
         "votes": len(lines),
         "blank": counts["blank"],
+        "repeated": counts["repeated"],
         "first_seat": counts["a"] / decided if decided else None,
         "agreement": read_votes(str(out)).agreement(),
         "out": str(out),
     }
 
 
-def _unseated(pair: dict[str, Any], vote: str, voter: str | None, sheet: Path) -> dict[str, Any]:
+_FIX = "give the key first, then the filled sheets: prefloop votes import SHEET.key.jsonl SHEET.csv --out VOTES.jsonl"
+
+
+def _read_key(path: Path) -> dict[str, dict[str, Any]]:
+    found = {}
+    for record in _records(path):
+        if not {"id", "prompt", "answers"} <= record.keys():
+            what = "is a sheet, not its key" if "vote" in record else "is no key of a sheet"
+            raise UsageError(what, where=str(path), fix=_FIX)
+        found[record["id"]] = record
+    return found
+
+
+def _check_columns(sheet: Path, row: Mapping[str, Any]) -> None:
+    if "answers" in row:
+        raise UsageError("is a key, not a filled sheet", where=str(sheet), fix=_FIX)
+    for name in ("id", "vote"):
+        if name not in row:
+            meant = nearest(name, [column for column in row if column not in COLUMNS])
+            fix = f"rename {meant!r} to {name!r}" if meant else f"keep the header as exported: {', '.join(COLUMNS)}"
+            raise UsageError(f"has no column {name!r}; its columns: {', '.join(row)}", where=str(sheet), fix=fix)
+
+
+def _unseated(pair: dict[str, Any], vote: str, voter: str) -> dict[str, Any]:
     """A vote with its answers in the order of their texts, so that seats say nothing any more."""
     answers = pair["answers"]
     turned = answers[0] > answers[1]
@@ -153,11 +188,13 @@ def _unseated(pair: dict[str, Any], vote: str, voter: str | None, sheet: Path) -
         "answer_a": first,
         "answer_b": second,
         "vote": {"a": "b", "b": "a"}.get(vote, vote) if turned else vote,
-        "voter": (voter or "").strip() or sheet.stem,
+        "voter": voter,
     }
 
 
 def _records(path: Path) -> Iterator[dict[str, Any]]:
+    if path.suffix.lower() in _WORKBOOKS:
+        raise UsageError("is a spreadsheet's own format", where=str(path), fix="save it as CSV (UTF-8)")
     container = "jsonl" if path.suffix == ".jsonl" else "csv"
     for item in read_records(str(path), container, Stats()):
         if isinstance(item, Problem):

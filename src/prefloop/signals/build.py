@@ -18,7 +18,7 @@ from prefloop.config import (
     SignalSection,
 )
 from prefloop.errors import UsageError
-from prefloop.records import ScoredRow
+from prefloop.records import CandidatesRow, PromptRow, ScoredRow
 from prefloop.signals import attribute, critic, function, human, judge, references, reward_model, self_reward
 from prefloop.signals.base import Need, Signal
 from prefloop.signals.pairrm import checkpoint as pairrm_checkpoint
@@ -230,6 +230,16 @@ def preflight(section: SignalSection) -> None:
         signal.try_template()
     if isinstance(section, PairRmSignalSection):
         pairrm_checkpoint.preflight(section.model.path)
+
+
+def check_prompts(section: SignalSection | None, rows: Iterable[PromptRow | CandidatesRow]) -> None:
+    """Stop before a judge is asked whose reference answers are to none of the prompts.
+
+    Raises:
+        UsageError: so it is.
+    """
+    if isinstance(section, JudgeSignalSection) and section.references is not None:
+        references.load(section.references).require_match(rows)
 
 
 def remark(section: SignalSection, counts: Mapping[str, float]) -> str | None:

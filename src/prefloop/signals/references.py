@@ -5,17 +5,19 @@ They come from a file of their own, so that the model that answers never gets to
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from prefloop.errors import UsageError
 from prefloop.inputs.messages import messages_of
 from prefloop.inputs.problems import Problem
 from prefloop.inputs.readers import Stats, format_of, read_records
-from prefloop.records import CandidatesRow, Message, prompt_id
+from prefloop.records import CandidatesRow, Message, PromptRow, prompt_id
 from prefloop.store.fingerprint import file_digest
 
 COLUMNS = ("id", "prompt", "reference")
+# Ids are hexadecimal: no text with this in front can be taken for one.
+_TEXT = "text "
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,30 @@ class References:
     digest: str
     where: str
 
-    def of(self, row: CandidatesRow) -> str | None:
+    def require_match(self, rows: Iterable[PromptRow | CandidatesRow]) -> None:
+        """Make sure that there is an answer to at least one of these prompts; some without one are usual.
+
+        Raises:
+            UsageError: there is none; shows a prompt and one of the file's.
+        """
+        first, n = None, 0
+        for row in rows:
+            if self.of(row) is not None:
+                return
+            first, n = first or row, n + 1
+        if first is None:
+            return
+        asked, known = first["prompt"][-1]["content"], next(iter(self.by_prompt))
+        known = repr(known.removeprefix(_TEXT)[:80]) if known.startswith(_TEXT) else f"id {known}"
+        raise UsageError(
+            f"holds a reference answer to none of the {n} prompts; the first prompt: {asked[:80]!r} "
+            f"(id {first['id']}); the file's first: {known}",
+            where=self.where,
+            fix="write `prompt` as the prompt is, the text of its one user turn or all its messages, or `id` as it is "
+            "in the run's prompts",
+        )
+
+    def of(self, row: PromptRow | CandidatesRow) -> str | None:
         """The reference answer of a row's prompt; None when there is none."""
         found = self.by_prompt.get(row["id"])
         if found is not None:
@@ -89,5 +114,4 @@ def _only_turn(prompt: Sequence[Message]) -> str | None:
 
 
 def _key_of_text(text: str) -> str:
-    # Ids are hexadecimal: no text with this in front can be taken for one.
-    return f"text {text.strip()}"
+    return _TEXT + text.strip()

@@ -89,7 +89,7 @@ def code_digest(*boxes: str, root: str | Path | None = None) -> str:
     """SHA-256 of the package's source files (`*.py`, `*.j2`) in the named boxes.
 
     Args:
-        boxes: folders or files of the package: "backends", "signals/judge.py", "records.py".
+        boxes: folders or files of the package: "backends", "signals/judge", "records.py".
         root: the package's folder; prefloop's own unless given.
     """
     base = Path(__file__).parents[1] if root is None else Path(root)
