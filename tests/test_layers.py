@@ -18,6 +18,7 @@ LAYERS = [
     {"loop", "doctor", "estimate"},
     {"evaluate", "report", "ui", "publish"},
     {"signals", "pairs", "train", "rerank", "sandbox", "inputs"},
+    {"retrieve"},
     {"backends"},
     {"engine"},
     {"store"},

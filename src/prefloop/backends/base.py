@@ -2,9 +2,9 @@
 
 Verbs of language models: `generate` samples an answer; `score` gives the log-probability of given completion ids
 behind given prompt ids, `score_answer` that of an answer behind given messages; `choose` reads the log-probabilities
-of a few labels. Two of encoders: `pair_score` reads texts side by side, `reward` a conversation. A request is plain
-data and holds everything that changes its result except the model, which is the backend's `identity`; the two together
-make the cache key.
+of a few labels. Three of encoders: `pair_score` reads texts side by side, `reward` a conversation, `embed` gives the
+vector of a text. A request is plain data and holds everything that changes its result except the model, which is the
+backend's `identity`; the two together make the cache key.
 
 A backend plans before it runs. `plan` cuts *all* requests into batches, and `run` computes one batch or the part of
 it that is not cached. Batches are cached whole, in one transaction, so a run that was killed and started again forms
@@ -20,7 +20,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from prefloop.records import Message, canonical_json, extras
 
@@ -106,7 +106,24 @@ class RewardRequest:
     messages: Frozen
 
 
-Request = GenerateRequest | ScoreRequest | AnswerScoreRequest | ChooseRequest | PairScoreRequest | RewardRequest
+@dataclass(frozen=True)
+class EmbedRequest:
+    """The vector of a text. Queries and passages may have prompts, or whole encoders, of their own."""
+
+    verb: ClassVar[str] = "embed"
+    text: str
+    role: Literal["query", "passage"] = "passage"
+
+
+Request = (
+    GenerateRequest
+    | ScoreRequest
+    | AnswerScoreRequest
+    | ChooseRequest
+    | PairScoreRequest
+    | RewardRequest
+    | EmbedRequest
+)
 
 
 @dataclass(frozen=True)
@@ -168,6 +185,13 @@ class Logits:
     truncated: int = 0
 
 
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """A text's vector: numpy float32 [d], as the encoder gives it (normalised only where the encoder does that)."""
+
+    values: Any
+
+
 @dataclass(frozen=True)
 class Refusal:
     """A request that this backend cannot serve. Never read as a verdict, and but for `Withheld` never cached.
@@ -187,7 +211,7 @@ class Withheld(Refusal):
     would be paid again."""
 
 
-Result = Generation | Score | Choice | Logits | Refusal
+Result = Generation | Score | Choice | Logits | Embedding | Refusal
 
 RESULT_TYPES: dict[str, type[Generation] | type[Score] | type[Choice] | type[Logits]] = {
     "generate": Generation,

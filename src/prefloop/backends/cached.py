@@ -11,6 +11,7 @@ This module imports no torch.
 
 from __future__ import annotations
 
+import base64
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,8 @@ from prefloop.backends.base import (
     RESULT_TYPES,
     Arrival,
     Backend,
+    Embedding,
+    EmbedRequest,
     Generation,
     Refusal,
     Request,
@@ -145,10 +148,13 @@ def _is_kept(result: Result) -> bool:
 def _to_json(result: Result) -> dict[str, Any]:
     """JSON has no infinities; a label that is not among a server's most probable words has log-probability -inf.
 
-    A withheld answer is {"withheld": reason}, which no result of a verb looks like.
+    A withheld answer is {"withheld": reason}, which no result of a verb looks like. A vector is {"float32": base64 of
+    its bytes, little-endian}: a list of decimals takes five times the room.
     """
     if isinstance(result, Withheld):
         return {"withheld": result.reason}
+    if isinstance(result, Embedding):
+        return {"float32": _packed(result.values)}
     lists = {k: ["-inf" if x == -math.inf else x for x in v] for k, v in asdict(result).items() if isinstance(v, list)}
     return asdict(result) | lists
 
@@ -157,5 +163,19 @@ def _from_json(request: Request, value: dict[str, Any]) -> Result:
     """The inverse of `_to_json`."""
     if "withheld" in value:
         return Withheld(value["withheld"])
+    if request.verb == EmbedRequest.verb:
+        return Embedding(_unpacked(value["float32"]))
     lists = {k: [-math.inf if x == "-inf" else x for x in v] for k, v in value.items() if isinstance(v, list)}
     return RESULT_TYPES[request.verb](**(value | lists))
+
+
+def _packed(values: Any) -> str:
+    import numpy as np
+
+    return base64.b64encode(np.ascontiguousarray(values, dtype="<f4").tobytes()).decode("ascii")
+
+
+def _unpacked(text: str) -> Any:
+    import numpy as np
+
+    return np.frombuffer(base64.b64decode(text), dtype="<f4")

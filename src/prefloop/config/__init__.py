@@ -22,6 +22,7 @@ from prefloop.config.objectives import (
     SimpoObjectiveSection,
 )
 from prefloop.config.recipe import BranchSection, EvaluateSection, Recipe, Sampled, StopSection, Way
+from prefloop.config.retrieval import RetrieverSection
 from prefloop.config.signals import (
     CriticSignalSection,
     FunctionSignalSection,
@@ -62,6 +63,7 @@ __all__ = [
     "PreferencesSection",
     "PromptsSection",
     "Recipe",
+    "RetrieverSection",
     "RewardModelSignalSection",
     "SampleSection",
     "Sampled",

@@ -47,6 +47,22 @@ def resolve_model_path(path: str) -> str:
     return str(folder)
 
 
+def resolve_encoder_path(path: str) -> str:
+    """What to load for a retriever's `path`: `sandbox` becomes the embedded encoder's folder, the rest stays.
+
+    Raises:
+        UsageError: the installation lacks the embedded encoder.
+    """
+    if path != SANDBOX:
+        return path
+    folder = importlib.resources.files("prefloop").joinpath("sandbox", "encoder", "v1")
+    if not folder.joinpath("modules.json").is_file():
+        raise UsageError(
+            "the embedded encoder is not installed", where=str(folder), fix="install prefloop from a wheel"
+        )
+    return str(folder)
+
+
 def adapter_base(path: str) -> tuple[str, str | None] | None:
     """(path, revision) of the base model of a folder that holds an unmerged adapter; None for any other path."""
     config = Path(path, "adapter_config.json")

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from prefloop.backends.base import Backend, Request, Result, Usage
-from prefloop.config import ModelSection, Recipe
+from prefloop.config import ModelSection, Recipe, RetrieverSection
 from prefloop.errors import PrefloopError, UsageError
 from prefloop.loop.manifest import paid
 from prefloop.store.cache import Cache
@@ -145,7 +145,7 @@ class Bench:
                 f"(prefloop inspect {self.loop.run.path} --stage {stage.name} --rejects)"
             )
 
-    def backend(self, section: ModelSection, kind: str = "language") -> CachedBackend:
+    def backend(self, section: ModelSection | RetrieverSection, kind: str = "language") -> CachedBackend:
         """A section's model behind the cache, opened on first use; the one used longest ago makes room.
 
         Args:
@@ -180,7 +180,7 @@ class Bench:
             for name, need in needs.items()
         }
 
-    def _make_room(self, section: ModelSection) -> None:
+    def _make_room(self, section: ModelSection | RetrieverSection) -> None:
         """A GPU that trains a model can hold it once more, not twice; main memory is larger and a load is slow."""
         if section.endpoint is not None:
             return
@@ -198,7 +198,7 @@ class Bench:
 
         quiet()
 
-    def _note_model(self, section: ModelSection, backend: Backend) -> None:
+    def _note_model(self, section: ModelSection | RetrieverSection, backend: Backend) -> None:
         """Into the manifest: on what the model ran, which rounding depends on."""
         name = backend.place or "a server"
         manifest = self.loop.run.read_manifest() or {}
@@ -255,7 +255,7 @@ class Bench:
 class _Needed(Backend):
     """A model that a signal may ask. Of several that do not fit in memory together each is opened at its turn."""
 
-    def __init__(self, bench: Bench, section: ModelSection, kind: str) -> None:
+    def __init__(self, bench: Bench, section: ModelSection | RetrieverSection, kind: str) -> None:
         self.bench, self.section, self.kind = bench, section, kind
 
     def _open(self) -> CachedBackend:

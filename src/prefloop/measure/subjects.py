@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from prefloop.backends.base import Backend, Request, Result
-from prefloop.config import ModelSection, PromptsSection, Recipe, SampleSection, Way
+from prefloop.config import ModelSection, PromptsSection, Recipe, RetrieverSection, SampleSection, Way
 from prefloop.errors import UsageError
 from prefloop.loop.plan import selects
 from prefloop.publish import facts as of_run
@@ -208,11 +208,11 @@ class Models:
         self.spent: dict[str, dict[str, float]] = {}
         self._open: dict[str, CachedBackend] = {}
 
-    def get(self, section: ModelSection, kind: str = "language") -> Backend:
+    def get(self, section: ModelSection | RetrieverSection, kind: str = "language") -> Backend:
         """The section's model, which is opened when it is first asked, and again if it had to make room."""
         return _AtItsTurn(self, section, kind)
 
-    def open(self, section: ModelSection, kind: str = "language") -> CachedBackend:
+    def open(self, section: ModelSection | RetrieverSection, kind: str = "language") -> CachedBackend:
         """The section's model, open now."""
         from prefloop.backends.cached import CachedBackend
         from prefloop.engine.load import quiet
@@ -231,7 +231,7 @@ class Models:
         self._open[key] = held
         return held
 
-    def _make_room(self, section: ModelSection) -> None:
+    def _make_room(self, section: ModelSection | RetrieverSection) -> None:
         """On a GPU one model at a time, as in a run (`bench`); main memory is larger and a load is slow."""
         if section.endpoint is not None:
             return
@@ -279,7 +279,7 @@ class Models:
 class _AtItsTurn(Backend):
     """A model that may be asked; what is open while it waits is somebody else's."""
 
-    def __init__(self, models: Models, section: ModelSection, kind: str) -> None:
+    def __init__(self, models: Models, section: ModelSection | RetrieverSection, kind: str) -> None:
         self.models, self.section, self.kind = models, section, kind
 
     def plan(self, requests: Sequence[Request]) -> list[list[int]]:

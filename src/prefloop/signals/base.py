@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from prefloop.backends.base import Request, Result
-from prefloop.config import ModelSection
+from prefloop.config import ModelSection, RetrieverSection
 from prefloop.records import CandidatesRow, PartScores
 
 
@@ -47,13 +47,14 @@ class Need:
 
     Attributes:
         model: None stands for the recipe's first model, or for the policy.
-        kind: what it is: a `language` model, or an encoder (`pairrm`, `reward`).
+        kind: what it is: a `language` model, one that scores texts (`pairrm`, `reward`), or a retriever's (`encoder`,
+            `cross_encoder`, `bm25`; `retriever` for whichever its section says).
         policy: without a model it is the one that is trained, as it is in the round whose answers are rated; an
             evaluation, which compares with the first model, is by that.
     """
 
-    model: ModelSection | None
-    kind: Literal["language", "pairrm", "reward"] = "language"
+    model: ModelSection | RetrieverSection | None
+    kind: Literal["language", "pairrm", "reward", "retriever", "encoder", "cross_encoder", "bm25"] = "language"
     policy: bool = False
 
 

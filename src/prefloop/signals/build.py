@@ -13,6 +13,7 @@ from prefloop.config import (
     JudgeSignalSection,
     ModelSection,
     PairRmSignalSection,
+    RetrieverSection,
     RewardModelSignalSection,
     SelfRewardSignalSection,
     SignalSection,
@@ -148,14 +149,14 @@ def _open_reward(section: ModelSection, cache: Cache | None) -> Backend:
 
 
 # Each loads its own kind's libraries, when a model is opened.
-OPENERS: dict[str, Callable[[ModelSection, Cache | None], Backend]] = {
+OPENERS: dict[str, Callable[[Any, Cache | None], Backend]] = {
     "language": _open_language,
     "pairrm": _open_pairrm,
     "reward": _open_reward,
 }
 
 
-def open_backend(section: ModelSection, kind: str, cache: Cache | None) -> Backend:
+def open_backend(section: ModelSection | RetrieverSection, kind: str, cache: Cache | None) -> Backend:
     """The model of a section, loaded or connected to.
 
     Args:
@@ -165,6 +166,10 @@ def open_backend(section: ModelSection, kind: str, cache: Cache | None) -> Backe
     Raises:
         UsageError: there is no such model, or it is not of this kind.
     """
+    if isinstance(section, RetrieverSection):
+        from prefloop.retrieve.retriever import open_model
+
+        return open_model(section, kind, cache)
     if section.endpoint is not None and kind != "language":
         raise UsageError(
             "a server is asked as a language model; this one is to score texts",

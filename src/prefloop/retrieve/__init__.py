@@ -1,0 +1,1 @@
+"""Passages, queries and judgements, and what finds and scores passages."""
