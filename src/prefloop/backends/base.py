@@ -301,6 +301,15 @@ class Backend(ABC):
         """
         yield [Arrival(i, result) for i, result in enumerate(self.run(requests))]
 
+    def run_all(self, batches: Sequence[Sequence[Request]]) -> Iterator[tuple[int, list[Arrival]]]:
+        """Compute several batches: the groups of `arrivals` as they come in, each with the number of its batch.
+
+        One batch after the other here; where several workers hold the model, side by side and in any order.
+        """
+        for number, batch in enumerate(batches):
+            for group in self.arrivals(batch):
+                yield number, group
+
     def spent(self) -> dict[str, float]:
         """What a server counted since this was last asked: `prompt_tokens`, `generated_tokens` and, where it has a
         price, `cost`. Empty for a model in this process."""
@@ -309,9 +318,10 @@ class Backend(ABC):
     def answer(self, requests: Sequence[Request]) -> list[Result]:
         """Plan and run everything, uncached, results in the order of the requests."""
         results: list[Result | None] = [None] * len(requests)
-        for batch in self.plan(requests):
-            for index, result in zip(batch, self.run([requests[i] for i in batch]), strict=True):
-                results[index] = result
+        batches = self.plan(requests)
+        for number, group in self.run_all([[requests[i] for i in batch] for batch in batches]):
+            for arrival in group:
+                results[batches[number][arrival.index]] = arrival.result
         return [r for r in results if r is not None]
 
     def close(self) -> None:  # noqa: B027 - most backends hold nothing

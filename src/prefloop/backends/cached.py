@@ -16,7 +16,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 from prefloop.backends.base import (
     RESULT_TYPES,
@@ -37,6 +37,15 @@ from prefloop.store.fingerprint import digest
 
 SCHEMA_VERSION = 1
 """Part of every key: raise it when stored results would mean something else."""
+
+
+class _Missing(NamedTuple):
+    """What is not cached of a batch: its number, the keys, where each key stands in it, and a request of each key."""
+
+    number: int
+    keys: list[str]
+    places: dict[str, list[int]]
+    requests: list[Request]
 
 
 class CachedBackend(Backend):
@@ -69,41 +78,49 @@ class CachedBackend(Backend):
         return [results[i] for i in range(len(requests))]
 
     def arrivals(self, requests: Sequence[Request]) -> Iterator[list[Arrival]]:
-        """One batch: what is cached, then what the inner backend gives, each group stored before it is handed on.
+        for _, group in self.run_all([requests]):
+            yield group
+
+    def run_all(self, batches: Sequence[Sequence[Request]]) -> Iterator[tuple[int, list[Arrival]]]:
+        """What is cached of all batches, then what the inner backend gives, each group stored before it is handed on.
 
         Every group is one transaction. So of a server's answers a killed process loses none that came in
         (tests/backends/test_http.py), and of a batch whose results depend on each other all or none.
         """
-        keys = [self.key(r) for r in requests]
-        places: dict[str, list[int]] = {}
-        for i, key in enumerate(keys):
-            places.setdefault(key, []).append(i)
-        known = {} if self.cache is None else self.cache.get_many(keys)
-        found = {key: _from_json(requests[places[key][0]], value) for key, value in known.items()}
-        if found:
-            self.usage.cached += len(found)
-            yield self._hand_on(places, found)
-        missing = [key for key in places if key not in found]
-        if not missing:
-            return
-        for group in self.inner.arrivals([requests[places[key][0]] for key in missing]):
-            arrived = {missing[a.index]: a for a in group}
-            # A refusal may be gone with the next version, and is cheap to find again, unless it was paid.
-            kept = {key: a for key, a in arrived.items() if _is_kept(a.result)}
-            if self.cache is not None and kept:
-                self.cache.put_many(
-                    requests[0].verb,
-                    {key: _to_json(a.result) for key, a in kept.items()},
-                    model=self.name,
-                    calls={key: a.call for key, a in kept.items() if a.call is not None},
-                )
-            usage = self.usage
-            refused = sum(isinstance(a.result, Refusal) for a in arrived.values())
-            usage.computed += len(arrived) - refused
-            usage.refused += refused
-            answers = [a.result for a in kept.values() if isinstance(a.result, Generation)]
-            usage.generated_tokens += sum(len(answer.token_ids or ()) for answer in answers)
-            yield self._hand_on(places, {key: a.result for key, a in arrived.items()})
+        missing: list[_Missing] = []
+        for number, requests in enumerate(batches):
+            places: dict[str, list[int]] = {}
+            for i, request in enumerate(requests):
+                places.setdefault(self.key(request), []).append(i)
+            known = {} if self.cache is None else self.cache.get_many(list(places))
+            found = {key: _from_json(requests[places[key][0]], value) for key, value in known.items()}
+            if found:
+                self.usage.cached += len(found)
+                yield number, self._hand_on(places, found)
+            if keys := [key for key in places if key not in found]:
+                missing.append(_Missing(number, keys, places, [requests[places[key][0]] for key in keys]))
+        for which, group in self.inner.run_all([part.requests for part in missing]):
+            part = missing[which]
+            arrived = {part.keys[a.index]: a for a in group}
+            self._store(part.requests[0].verb, arrived)
+            yield part.number, self._hand_on(part.places, {key: a.result for key, a in arrived.items()})
+
+    def _store(self, verb: str, arrived: dict[str, Arrival]) -> None:
+        # A refusal may be gone with the next version, and is cheap to find again, unless it was paid.
+        kept = {key: a for key, a in arrived.items() if _is_kept(a.result)}
+        if self.cache is not None and kept:
+            self.cache.put_many(
+                verb,
+                {key: _to_json(a.result) for key, a in kept.items()},
+                model=self.name,
+                calls={key: a.call for key, a in kept.items() if a.call is not None},
+            )
+        usage = self.usage
+        refused = sum(isinstance(a.result, Refusal) for a in arrived.values())
+        usage.computed += len(arrived) - refused
+        usage.refused += refused
+        answers = [a.result for a in kept.values() if isinstance(a.result, Generation)]
+        usage.generated_tokens += sum(len(answer.token_ids or ()) for answer in answers)
 
     def _hand_on(self, places: dict[str, list[int]], results: dict[str, Result]) -> list[Arrival]:
         group = [Arrival(i, result) for key, result in results.items() for i in places[key]]
@@ -117,13 +134,13 @@ class CachedBackend(Backend):
         copies = Counter(requests)
         results: dict[Request, Result] = {}
         done = 0
-        for batch in self.plan(unique):
-            some = [unique[i] for i in batch]
-            for group in self.arrivals(some):
-                results.update((some[a.index], a.result) for a in group)
-                done += sum(copies[some[a.index]] for a in group)
-                if self.on_batch is not None:
-                    self.on_batch(done)
+        batches = [[unique[i] for i in batch] for batch in self.plan(unique)]
+        for number, group in self.run_all(batches):
+            some = batches[number]
+            results.update((some[a.index], a.result) for a in group)
+            done += sum(copies[some[a.index]] for a in group)
+            if self.on_batch is not None:
+                self.on_batch(done)
         extra = len(requests) - len(unique)
         self.usage.asked += extra
         self._count_duplicates(extra)

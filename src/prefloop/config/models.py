@@ -108,6 +108,12 @@ class ModelSection(Section):
         "file.",
     )
     batch_size: int = Field(64, gt=0, description="Sequences in one forward pass when sampling or scoring.")
+    workers: int = Field(
+        1,
+        gt=0,
+        description="Processes that each hold the model and share what is sampled and scored; with device auto each "
+        "takes a GPU of its own, or its part of the processor's threads. Training uses none of them.",
+    )
     endpoint: EndpointSection | None = Field(
         None, description="Ask a server that runs the model under the name `path`, instead of loading it."
     )
@@ -116,6 +122,11 @@ class ModelSection(Section):
     @model_validator(mode="after")
     def _server_decides(self) -> Self:
         if self.endpoint is not None:
+            if self.workers != 1:
+                raise ValueError(
+                    "workers and endpoint exclude each other: workers load the model here; for several servers of one "
+                    "model give endpoint.url a list of addresses"
+                )
             for name in ("dtype", "device", "template", "trust_remote_code"):
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(f"{name} and endpoint exclude each other: the server loads the model its own way")

@@ -243,8 +243,8 @@ class Models:
             self._close(key)
 
     def loaded(self, section: ModelSection) -> Any:
-        """The model itself, without the cache: its tokenizer and its context are asked for. An `HfBackend`."""
-        return self.open(section).inner
+        """The model itself, without cache and workers: its tokenizer and its context are asked for. An `HfBackend`."""
+        return self.open(section.model_copy(update={"workers": 1})).inner
 
     def backends(self, needs: Mapping[str, Any], default: ModelSection | None) -> dict[str, Backend]:
         """The models that a signal calls, by its names for them.

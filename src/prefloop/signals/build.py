@@ -157,7 +157,7 @@ OPENERS: dict[str, Callable[[Any, Cache | None], Backend]] = {
 
 
 def open_backend(section: ModelSection | RetrieverSection, kind: str, cache: Cache | None) -> Backend:
-    """The model of a section, loaded or connected to.
+    """The model of a section, loaded, here or in its workers, or connected to.
 
     Args:
         kind: what it is, see `base.Need`.
@@ -176,6 +176,16 @@ def open_backend(section: ModelSection | RetrieverSection, kind: str, cache: Cac
             where=section.path,
             fix="remove its endpoint: it is loaded here",
         )
+    if section.workers > 1:
+        from prefloop.backends.pool import PoolBackend
+
+        opening = {
+            "section": section.model_dump(mode="json", exclude={"workers"}),
+            "kind": kind,
+            "cache": None if cache is None else str(cache.path.absolute()),
+        }
+        size = section.batch_size
+        return PoolBackend("prefloop.signals.worker", opening, section.workers, name=section.path, batch_size=size)
     return OPENERS[kind](section, cache)
 
 
