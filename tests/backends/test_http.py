@@ -522,7 +522,7 @@ STOPPED = {"choices": [{"message": {"content": "x"}, "finish_reason": "stop"}]}
 
 
 def shrunk(backend):
-    return backend.endpoint.limit.now < backend.endpoint.limit.most
+    return backend.endpoint.servers[0].limit.now < backend.endpoint.servers[0].limit.most
 
 
 @pytest.mark.parametrize(
@@ -699,13 +699,13 @@ def test_a_burst_of_429_is_one_cut_and_loses_nothing(connect):
     with FakeServer(once(*[busy] * 8), latency=0.02) as server:
         backend = connect(server, concurrency=8)
         limits = []
-        full = backend.endpoint.limit.full
+        full = backend.endpoint.servers[0].limit.full
 
         def noted(*args):
             full(*args)
-            limits.append(backend.endpoint.limit.now)
+            limits.append(backend.endpoint.servers[0].limit.now)
 
-        backend.endpoint.limit.full = noted
+        backend.endpoint.servers[0].limit.full = noted
         assert len(backend.answer([ask(f"q{i}") for i in range(40)])) == 40
         assert limits == [6.0] * 8
         assert set(server.answered.values()) == {1}
@@ -1135,7 +1135,14 @@ def test_the_key_is_nowhere(connect, tmp_path, monkeypatch, caplog, capfd):
             with pytest.raises(PrefloopError) as caught:
                 backend.answer([ask(text)])
             told.append(str(caught.value))
-        held = (inner, inner.endpoint, inner.identity, inner.dialect, inner.endpoint.client, cache.show(limit=99))
+        held = (
+            inner,
+            inner.endpoint,
+            inner.identity,
+            inner.dialect,
+            [s.client for s in inner.endpoint.servers],
+            cache.show(limit=99),
+        )
         told += [repr(thing) for thing in held]
     rows = sqlite3.connect(path).execute("SELECT value, call FROM entries").fetchall()
     stored = b"".join(zlib.decompress(blob) for row in rows for blob in row)

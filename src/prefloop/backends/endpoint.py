@@ -1,4 +1,4 @@
-"""Many calls of one server at one time: who is asked when, further tries, and when to stop.
+"""Many calls of a model's servers at one time: who is asked when and where, further tries, and when to stop.
 
 The event loop runs in a thread of its own, so that the caller may be anything, another event loop too, and so that
 sockets are served while it stores an answer.
@@ -8,35 +8,37 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import logging
 import threading
 import time
-from collections.abc import Coroutine, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from prefloop.backends.base import Arrival, Refusal
-from prefloop.backends.exchange import Answer, Client, Outcome, Rejected, Trouble
-from prefloop.backends.throttle import Limit, Spending, backoff
+from prefloop.backends.exchange import Answer, Outcome, Trouble
+from prefloop.backends.server import LONGEST_RETRY_AFTER, Absent, Server, Unanswered, pause
+from prefloop.backends.throttle import Spending
 from prefloop.backends.wire import Call
 from prefloop.config import EndpointSection
 from prefloop.errors import PrefloopError
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 Box = SimpleQueue[Arrival | None]
 
-# A server that wants to be left alone for longer than this many seconds stops the run.
-LONGEST_RETRY_AFTER = 600.0
 # Seconds until it is looked again whether answers were taken out of the box.
 LOOK_AGAIN = 0.01
 
 
 class Endpoint:
-    """One server.
+    """The servers of one model, one at each address. Whichever answers a call, the answer counts as the model's.
 
     Attributes:
-        where: names it in messages.
-        limit: of calls at one time; learnt while it is asked.
-        spending: tokens and their cost.
+        servers: that are asked.
+        spending: tokens and their cost, of all of them.
 
     Raises:
         UsageError: the environment variable of the key is not set, or holds no key.
@@ -44,22 +46,39 @@ class Endpoint:
 
     def __init__(self, section: EndpointSection) -> None:
         self.section = section
-        self.client = Client(section)
-        self.where = self.client.where
-        self.limit = Limit(section.concurrency)
         self.spending = Spending(section.price_input, section.price_output, section.max_cost)
+        self.servers = [Server(section, url, self.spending, self._wait) for url in section.urls]
+        self._all = tuple(self.servers)
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name=self.where, daemon=True)
+        self._thread = threading.Thread(target=self._loop.run_forever, name=self.servers[0].where, daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         """Close the connections. The endpoint is of no use afterwards; closing twice is fine."""
         if self._loop.is_closed():
             return
-        self._wait(self.client.close())
+        for server in self._all:
+            self._wait(server.client.close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    def each(self, ask: Callable[[Server], T]) -> list[T]:
+        """What each server says. One that does not answer is left out from now on, unless it is the last.
+
+        Raises:
+            PrefloopError: as `ask` does, of the last server also that it does not answer.
+        """
+        said = []
+        for server in list(self.servers):
+            try:
+                said.append(ask(server))
+            except (Absent, Unanswered) as error:
+                if len(self.servers) == 1:
+                    raise
+                logger.warning("%s: %s; the model's other servers are asked without it", server.where, error.what)
+                self.servers.remove(server)
+        return said
 
     def stream(self, calls: Sequence[Call]) -> Iterator[list[Arrival]]:
         """Make all calls; results as they come in, in any order.
@@ -83,61 +102,6 @@ class Endpoint:
         finally:
             work.cancel()
 
-    def ask(self, call: Call) -> Answer | Rejected:
-        """One call by itself, tried again as in `stream`; for the probe, which reads refusals itself."""
-        tries = 1
-        while isinstance(outcome := self.try_once(call), Trouble):
-            if tries > self.section.retries or (outcome.wait or 0) > LONGEST_RETRY_AFTER:
-                raise self.given_up(outcome, tries)
-            time.sleep(_pause(outcome, tries))
-            tries += 1
-        return outcome
-
-    def try_once(self, call: Call) -> Outcome:
-        """One call, one try.
-
-        Raises:
-            PrefloopError: it may cost more than is left.
-        """
-        self.afford(call)
-        outcome = self._wait(self.client.exchange(call))
-        self.spending.end((0, 0), self.tokens(call, outcome))
-        return outcome
-
-    def afford(self, call: Call) -> None:
-        """Raises PrefloopError where a call may cost more than is left."""
-        if not self.spending.fits(call.most_tokens):
-            raise self.too_dear()
-
-    def tokens(self, call: Call, outcome: Outcome) -> tuple[int, int] | None:
-        """What a call is charged: what the server counted, also for an answer of no use. Where there is a limit, an
-        answer that was not counted may have cost its bound."""
-        uncounted = isinstance(outcome, Answer) and outcome.tokens is None and self.spending.most is not None
-        return call.most_tokens if uncounted else outcome.tokens
-
-    def given_up(self, trouble: Trouble, tries: int) -> PrefloopError:
-        """A call that failed so many times and is not tried again, as an error."""
-        if (trouble.wait or 0) > LONGEST_RETRY_AFTER:
-            what = f"wants to be left alone for {trouble.wait:.0f} s: {trouble.what}"
-        else:
-            what = f"a call failed {tries} time{'s' * (tries > 1)}, at last with: {trouble.what}"
-        return PrefloopError(
-            what,
-            where=self.where,
-            fix="see the server's log; start the same command again when it works: what was answered is kept",
-        )
-
-    def too_dear(self) -> PrefloopError:
-        """The limit of cost, as an error."""
-        spent = self.spending
-        before = f" and {spent.earlier:.6g} before" if spent.earlier else ""
-        return PrefloopError(
-            f"the next call may cost more than endpoint.max_cost={spent.most:g} leaves: {spent.cost:.6g} is spent, on "
-            f"{spent.prompt_tokens:,} prompt and {spent.generated_tokens:,} generated tokens{before}",
-            where=self.where,
-            fix="raise endpoint.max_cost and start the same command again: what was answered is kept, not paid twice",
-        )
-
     def _wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
@@ -146,12 +110,17 @@ class _Batch:
     """The calls of one `stream`. Runs in the endpoint's thread, and is the only one to start calls there."""
 
     def __init__(self, endpoint: Endpoint, calls: Sequence[Call], box: Box) -> None:
-        self.endpoint, self.calls, self.box = endpoint, calls, box
-        self.limit, self.spending, self.retries = endpoint.limit, endpoint.spending, endpoint.section.retries
+        self.servers, self.spending = endpoint.servers, endpoint.spending
+        self.calls, self.box, self.retries = calls, box, endpoint.section.retries
         # (when it may start, index): a heap, so calls go out in their order, those tried again when their time comes.
         self.ready = [(0.0, index) for index in range(len(calls))]
-        self.running: dict[asyncio.Task[Outcome], tuple[int, float]] = {}
+        self.running: dict[asyncio.Task[Outcome], tuple[int, float, Server]] = {}
+        self.busy: Counter[Server] = Counter()
         self.tries = [0] * len(calls)
+        # Tries that ended without an answer, a full server's among them.
+        self.failures = [0] * len(calls)
+        # Where a call failed last: it is tried elsewhere, if there is room.
+        self.failed_at: dict[int, Server] = {}
         # How many answers the endpoint had given when a call last met a 429.
         self.answers_then = [-1] * len(calls)
         self.failure: PrefloopError | None = None
@@ -160,18 +129,20 @@ class _Batch:
         """Until all is answered, or something failed and all that was under way then is over."""
         try:
             while self.running or (self.ready and self.failure is None):
-                pause = self._start()
+                wait = self._start()
                 if not self.running:
-                    await asyncio.sleep(pause or 0.0)
+                    await asyncio.sleep(wait or 0.0)
                     continue
-                done, _ = await asyncio.wait(self.running, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
+                done, _ = await asyncio.wait(self.running, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
-                    self._take(*self.running.pop(task), task.result())
+                    index, started, server = self.running.pop(task)
+                    self.busy[server] -= 1
+                    self._take(index, started, server, task.result())
         finally:
             for task in self.running:
                 task.cancel()
             await asyncio.gather(*self.running, return_exceptions=True)
-            for index, _ in self.running.values():
+            for index, _, _ in self.running.values():
                 self.spending.end(self.calls[index].most_tokens, None)
         if self.failure is not None:
             raise self.failure
@@ -185,59 +156,72 @@ class _Batch:
         while self.failure is None and self.ready:
             now = time.monotonic()
             when, index = self.ready[0]
-            if not self.limit.room(len(self.running)):
+            # Those with room, the first that may be asked first, then not where it just failed, then the least busy.
+            open_at = {s: max(when, s.limit.not_before, s.not_before) for s in self.servers if s.room(self.busy[s])}
+            if not open_at:
                 return None
-            if (pause := max(when, self.limit.not_before) - now) > 0:
-                return pause
-            # Who stores the answers may be slower than the server, and a kill would lose what is not stored.
-            if self.box.qsize() >= self.limit.most:
+            server = min(
+                open_at,
+                key=lambda s: (max(now, open_at[s]), s is self.failed_at.get(index), self.busy[s] / s.limit.now),
+            )
+            if (wait := open_at[server] - now) > 0:
+                return wait
+            # Who stores the answers may be slower than the servers, and a kill would lose what is not stored.
+            if self.box.qsize() >= sum(s.limit.most for s in self.servers):
                 return LOOK_AGAIN
             bound = self.calls[index].most_tokens
             if not self.spending.fits(bound):
                 # What is under way may cost less than its bound, and then there is room.
                 if not self.running:
-                    self.failure = self.endpoint.too_dear()
+                    self.failure = server.too_dear()
                 return None
             heapq.heappop(self.ready)
             self.spending.begin(bound)
-            task = asyncio.create_task(self.endpoint.client.exchange(self.calls[index]))
-            self.running[task] = index, now
+            task = asyncio.create_task(server.client.exchange(self.calls[index]))
+            self.running[task] = index, now, server
+            self.busy[server] += 1
         return None
 
-    def _take(self, index: int, started: float, outcome: Outcome) -> None:
+    def _take(self, index: int, started: float, server: Server, outcome: Outcome) -> None:
         """What became of a call."""
         call = self.calls[index]
-        self.spending.end(call.most_tokens, self.endpoint.tokens(call, outcome))
+        self.spending.end(call.most_tokens, server.tokens(call, outcome))
         if isinstance(outcome, Answer):
-            self.limit.answered()
+            server.answered()
             texts = {"path": call.path, "request": call.body, "response": outcome.text}
             self.box.put(Arrival(index, outcome.result, texts))
-        elif isinstance(outcome, Rejected):
-            result = self.endpoint.client.refusal(call, outcome)
+        elif isinstance(outcome, Trouble):
+            self._again(index, started, server, outcome)
+        else:
+            result = server.client.refusal(call, outcome)
             if isinstance(result, Refusal):
                 self.box.put(Arrival(index, result))
             else:
                 self.failure = self.failure or result
-        else:
-            self._again(index, started, outcome)
 
-    def _again(self, index: int, started: float, trouble: Trouble) -> None:
+    def _again(self, index: int, started: float, server: Server, trouble: Trouble) -> None:
         """Put a call back, or give up."""
         now = time.monotonic()
         if trouble.full:
-            self.limit.full(started, now, trouble.wait)
+            server.limit.full(started, now, trouble.wait)
+        elif len(self.servers) > 1:
+            server.rest(now, trouble.wait)
+        answers = sum(s.limit.answers for s in self.servers)
         # A full server that answers others meanwhile is no reason to give up.
-        if not trouble.full or self.limit.answers == self.answers_then[index]:
+        if not trouble.full or answers == self.answers_then[index]:
             self.tries[index] += 1
-        self.answers_then[index] = self.limit.answers
-        if self.tries[index] > self.retries or (trouble.wait or 0) > LONGEST_RETRY_AFTER:
-            self.failure = self.failure or self.endpoint.given_up(trouble, self.tries[index])
+        self.answers_then[index] = answers
+        self.failures[index] += 1
+        # Elsewhere at once; when it has failed everywhere, after a pause.
+        others = any(not s.failed for s in self.servers if s is not server)
+        elsewhere = others and self.failures[index] % len(self.servers) != 0
+        too_long = (trouble.wait or 0) > LONGEST_RETRY_AFTER and not others
+        if self.tries[index] > self.retries or too_long:
+            self.failure = self.failure or server.given_up(trouble, self.tries[index])
         else:
-            heapq.heappush(self.ready, (now + _pause(trouble, max(1, self.tries[index])), index))
-
-
-def _pause(trouble: Trouble, tries: int) -> float:
-    return backoff(tries) if trouble.wait is None else trouble.wait
+            self.failed_at[index] = server
+            wait = 0.0 if elsewhere else pause(trouble, max(1, self.tries[index]))
+            heapq.heappush(self.ready, (now + wait, index))
 
 
 def _rest(box: SimpleQueue[T]) -> Iterator[T]:

@@ -82,10 +82,10 @@ class Client:
         UsageError: the environment variable of the key is not set, or holds no key.
     """
 
-    def __init__(self, section: EndpointSection) -> None:
-        self.section = section
-        self.where = f"endpoint {section.url}"
-        self._key = _read_key(section)
+    def __init__(self, section: EndpointSection, url: str) -> None:
+        self.section, self.url = section, url
+        self.where = f"endpoint {url}"
+        self._key = _read_key(section, self.where)
         self._encryption = httpx.create_ssl_context()
         # One client, and so one connection, a call under way: a client with many looks at all of them before each
         # call, which at 64 takes longer than the call.
@@ -93,7 +93,7 @@ class Client:
 
     async def exchange(self, call: Call) -> Outcome:
         """One call over the wire, once. Raises nothing that a server can cause."""
-        url = self.section.url + call.path
+        url = self.url + call.path
         # Lists are there at once, or something else is listening.
         seconds = self.section.timeout if call.body is not None else min(self.section.timeout, LONGEST_LIST)
         client = self._free.pop() if self._free else self._connect()
@@ -193,11 +193,11 @@ class Client:
         return text.replace(self._key, "[key]")
 
 
-def _read_key(section: EndpointSection) -> str | None:
+def _read_key(section: EndpointSection, where: str) -> str | None:
     name = section.key_variable
     if name is None:
         return None
-    where, fix = f"endpoint {section.url}", f"set it before the start, for example: read -s {name}; export {name}"
+    fix = f"set it before the start, for example: read -s {name}; export {name}"
     key = os.environ.get(name, "").strip()
     if not key:
         raise UsageError(

@@ -26,13 +26,16 @@ from prefloop.backends.base import (
 from prefloop.backends.endpoint import Endpoint
 from prefloop.backends.wire import TOP_LOGPROBS, Call, Dialect
 from prefloop.config import ModelSection
+from prefloop.errors import UsageError
+
+_UNLIKE = "the servers give log-probabilities of a given text in different ways"
 
 VERSION = 2
 """Part of the identity: raise it when the same request would be asked or read differently."""
 
 
 class HttpBackend(Backend):
-    """A language model on a server.
+    """A language model on a server, or on several that run it alike.
 
     The identity is the model's name there, its revision if the recipe gives one, and the further fields of every
     request; not the address, the number of calls at one time, prices or time-outs.
@@ -41,7 +44,8 @@ class HttpBackend(Backend):
         section: with its `endpoint`.
 
     Raises:
-        UsageError: the server cannot be reached, refuses the key, does not serve the model or does not chat.
+        UsageError: no server can be reached, or one refuses the key, does not serve the model, does not chat, or
+            does not answer as the others do.
     """
 
     def __init__(self, section: ModelSection) -> None:
@@ -51,7 +55,7 @@ class HttpBackend(Backend):
         self._told = 0, 0
         self._schemas: dict[bool, str | None] = {}
         try:
-            self.dialect = probe.find_dialect(self.endpoint, section)
+            self.dialect = self._one_dialect(self.endpoint.each(lambda server: probe.find_dialect(server, section)))
         except BaseException:
             self.endpoint.close()
             raise
@@ -115,6 +119,20 @@ class HttpBackend(Backend):
         """Close the connections. The backend is of no use afterwards."""
         self.endpoint.close()
 
+    def _one_dialect(self, found: Sequence[Dialect]) -> Dialect:
+        """That of all servers: whichever answers, the answer has to be the same."""
+        if any(other != found[0] for other in found):
+            said = [
+                f"{server.where} gives {dialect.top_logprobs} alternatives to a word and takes {dialect.length_field}"
+                for server, dialect in zip(self.endpoint.servers, found, strict=True)
+            ]
+            raise UsageError(
+                f"the servers do not run it alike: {'; '.join(said)}",
+                where=self.name,
+                fix="start them in the same way, or ask one of them",
+            )
+        return found[0]
+
     def _call(self, request: Request) -> Call | Refusal:
         """How the request is asked, or why it is not."""
         match request:
@@ -149,10 +167,15 @@ class HttpBackend(Backend):
         """Why the server cannot hold an answer to a schema; asked when the first one with or without lists comes."""
         lists = '"array"' in schema
         if lists not in self._schemas:
-            self._schemas[lists] = probe.holds_schema(self.endpoint, self.dialect, lists=lists)
+            reasons = self.endpoint.each(lambda server: probe.holds_schema(server, self.dialect, lists=lists))
+            self._schemas[lists] = next((reason for reason in reasons if reason is not None), None)
         return self._schemas[lists]
 
     @functools.cached_property
     def _scoring(self) -> Dialect | str:
         """The dialect that can score, or why there is none; asked when the first such request comes."""
-        return probe.find_scoring(self.endpoint, self.dialect)
+        found = self.endpoint.each(lambda server: probe.find_scoring(server, self.dialect))
+        for said in found:
+            if isinstance(said, str):
+                return said
+        return found[0] if len({said.scoring for said in found if isinstance(said, Dialect)}) == 1 else _UNLIKE

@@ -29,14 +29,28 @@ def _is_near(host: str) -> bool:
     return address.is_private or address.is_loopback
 
 
+def _address(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must be an address such as http://localhost:8000/v1")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError("holds more than an address; a key goes into an environment variable (key_variable)")
+    return url.rstrip("/")
+
+
 class EndpointSection(Section):
     """A server that speaks the OpenAI chat API: vLLM, SGLang, llama.cpp, `transformers serve`, or a vendor's."""
 
-    url: str = Field(description="Base address up to and with the version, such as http://localhost:8000/v1.")
+    url: str | tuple[str, ...] = Field(
+        description="Base address up to and with the version, such as http://localhost:8000/v1; a list of several "
+        "servers that run the same model shares the calls out among them."
+    )
     key_variable: str | None = Field(
         None, description="Environment variable that holds the key; keys stand in no file and no log."
     )
-    concurrency: int = Field(32, gt=0, description="Calls at one time at most; fewer while the server says 429.")
+    concurrency: int = Field(
+        32, gt=0, description="Calls of a server at one time at most; fewer while the server says 429."
+    )
     timeout: float = Field(120.0, gt=0, description="Seconds to wait for one answer.")
     retries: int = Field(6, ge=0, description="Further tries of a call that met a full or faulty server.")
     price_input: float | None = Field(None, ge=0, description="Price of a million prompt tokens.")
@@ -50,15 +64,20 @@ class EndpointSection(Section):
         "that make the request what it is, such as messages or max_tokens, cannot be set.",
     )
 
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The address of each server."""
+        return (self.url,) if isinstance(self.url, str) else self.url
+
     @field_validator("url")
     @classmethod
-    def _is_an_address(cls, url: str) -> str:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("must be an address such as http://localhost:8000/v1")
-        if parts.username or parts.password or parts.query or parts.fragment:
-            raise ValueError("holds more than an address; a key goes into an environment variable (key_variable)")
-        return url.rstrip("/")
+    def _are_addresses(cls, given: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if isinstance(given, str):
+            return _address(given)
+        urls = tuple(map(_address, given))
+        if not urls or len(set(urls)) < len(urls):
+            raise ValueError("must be an address or a list of them, each once")
+        return urls
 
     @field_validator("extra_body")
     @classmethod
@@ -75,13 +94,13 @@ class EndpointSection(Section):
 
     @model_validator(mode="after")
     def _key_is_encrypted(self) -> Self:
-        parts = urlsplit(self.url)
-        if self.key_variable is not None and parts.scheme == "http" and not _is_near(parts.hostname or ""):
-            raise ValueError(
-                f"would send the key in {self.key_variable} unencrypted to {parts.hostname}; write the url with "
-                "https://, or leave key_variable away where the server wants no key (http:// with a key is for this "
-                "machine, private addresses and names such as gpu1 or gpu1.local)"
-            )
+        for parts in map(urlsplit, self.urls):
+            if self.key_variable is not None and parts.scheme == "http" and not _is_near(parts.hostname or ""):
+                raise ValueError(
+                    f"would send the key in {self.key_variable} unencrypted to {parts.hostname}; write the url with "
+                    "https://, or leave key_variable away where the server wants no key (http:// with a key is for "
+                    "this machine, private addresses and names such as gpu1 or gpu1.local)"
+                )
         return self
 
     @model_validator(mode="after")

@@ -179,7 +179,7 @@ def _weights(section: ModelSection, cache: Cache | None) -> list[str | None]:
     from prefloop.store.fingerprint import model_digest
 
     if section.endpoint is not None:
-        return ["served", section.endpoint.url, section.path, section.revision]
+        return ["served", *section.endpoint.urls, section.path, section.revision]
     return ["weights", model_digest(resolve_model_path(section.path), section.revision, memo=cache)]
 
 
