@@ -58,6 +58,19 @@ def test_branches_learn_from_the_same_answers_and_are_measured_together(branched
     assert trained["vowels"]["steps"] > trained["letters"]["steps"]
 
 
+def test_one_branch_is_a_run_with_a_name(tmp_path):
+    """Nothing is better than the others, and the next round goes on from it all the same."""
+    project = make_project(tmp_path, branches={"letters": BRANCHES["letters"]}, rounds=2, stop=NEVER)
+    summary = project.run_here()
+    assert [found["winner"] for found in summary["rounds"]] == ["letters"] * 2
+    assert "branches" not in summary["evaluate"]
+    assert summary["chosen"] == {"round": 2, "branch": "letters", "reason": "the last round"}
+    assert (project.run_dir / "model" / "model.safetensors").is_file()
+    before = project.contents()
+    project.run_here()
+    assert project.contents() == before
+
+
 def test_models_are_compared_in_pairs_and_signals_with_each_other(branched):
     _, summary = branched
     found = summary["evaluate"]

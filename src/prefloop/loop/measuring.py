@@ -67,6 +67,9 @@ def run_evaluate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str)
         said = {"identical": _identical(rows, merged), **one.summary}
         measured.summary.setdefault("unmerged", {})[name.removesuffix(UNMERGED) or "adapter"] = said
         measured.comparisons |= one.comparisons
+    if recipe.branches:
+        # Of a single branch nothing is said to be better than the others, but it is what the round hands on.
+        measured.summary.setdefault("winner", next(iter(kept)))
     _note_self_preference(bench, stage, measured)
     winner = measured.comparisons[measured.summary.get("winner") or next(iter(kept))]
     for comparisons in measured.comparisons.values():

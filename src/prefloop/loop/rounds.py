@@ -48,6 +48,6 @@ def chosen(stop: StopSection | None, evaluated: Sequence[dict[str, Any]]) -> Cho
         reason = f"round {number} broke a rule: {rule}"
         number -= 1
     branch = evaluated[number - 1].get("winner", "")
-    if branch:
+    if len(evaluated[number - 1].get("branches", ())) > 1:
         reason += f"; of its branches {branch} has the highest win rate"
     return Chosen(number, branch, reason)
