@@ -21,7 +21,7 @@ from typing import Any
 
 from prefloop.backends.base import Choice, ChooseRequest, GenerateRequest, Generation, Refusal, Result, Sampling
 from prefloop.signals.base import Call
-from prefloop.signals.judge.verdicts import Form, Verdict, json_schema, read, reply
+from prefloop.signals.judge.verdicts import Form, Labelled, Verdict, json_schema, read, reply
 from prefloop.signals.template import JudgeTemplate
 
 # How short answers become for a judge whose context is too short: whole, then a half, a quarter, an eighth.
@@ -183,7 +183,7 @@ class Asked:
         given: list[Numbers] = []
         for result in replies:
             numbers = None
-            if isinstance(result, Choice):
+            if isinstance(result, Choice) and isinstance(verdict, Labelled):
                 self._count_choice(result, rung, i)
                 numbers = self._chosen(verdict, result)
                 if numbers is None:
@@ -216,7 +216,7 @@ class Asked:
         self.counts["shortened"] += self._shown(i, rung) != self.questions[i].texts
         self.counts["brief"] += rung.template is self.manner.brief
 
-    def _chosen(self, verdict: Verdict, choice: Choice) -> Numbers | None:
+    def _chosen(self, verdict: Labelled, choice: Choice) -> Numbers | None:
         mass = choice.label_mass
         # `not >` also catches NaN; without any mass the labels' probabilities are not defined.
         if not mass > 0 or mass < self.manner.min_label_mass:
@@ -247,6 +247,7 @@ class Asked:
         )
         messages = (("user", prompt),)
         if form == "choose":
+            assert isinstance(verdict, Labelled), "a list is written: a judge of lists has no such form"
             return Call(self.manner.backend, ChooseRequest(messages, verdict.labels))
         room = BARE_TOKENS + BARE_TOKENS_A_TEXT * len(shown) if bare else self.manner.max_new_tokens
         heat = 0.0 if greedy else self.manner.temperature

@@ -33,16 +33,14 @@ _SAID_BEFORE = re.compile(r"^(answer|verdict|rating|ratings|order|score)\W+", re
 class Verdict(Protocol):
     """The verdicts of one mode over n texts.
 
+    Only one label (`Labelled`) can be chosen by its log-probability.
+
     Attributes:
-        labels: what is chosen among by log-probability; empty where a verdict is more than one label.
         only: the bare verdict in words, behind "Reply with ".
         marked: how it stands between double square brackets, in words.
         field: what the field `verdict` of a JSON reply holds, in words.
         schema: JSON Schema of that field.
     """
-
-    @property
-    def labels(self) -> tuple[str, ...]: ...
 
     @property
     def only(self) -> str: ...
@@ -56,10 +54,6 @@ class Verdict(Protocol):
     @property
     def schema(self) -> dict[str, Any]: ...
 
-    def expected(self, chances: Sequence[float]) -> list[float]:
-        """The numbers [n] that these probabilities of the labels mean."""
-        ...
-
     def read(self, words: Sequence[str]) -> list[float] | None:
         """The numbers [n] that these words mean; None when they are no verdict."""
         ...
@@ -70,6 +64,7 @@ class Labelled:
     """One label, worth so much for each of the texts.
 
     Attributes:
+        labels: what is chosen among.
         worth: label -> numbers [n].
         spoken: further labels that are taken when they are written, but not chosen among.
         only: see `Verdict`.
@@ -98,6 +93,7 @@ class Labelled:
         return {"type": "string", "enum": [*self.worth, *self.spoken]}
 
     def expected(self, chances: Sequence[float]) -> list[float]:
+        """The numbers [n] that these probabilities of the labels mean."""
         columns = zip(*self.worth.values(), strict=True)
         return [sum(value * p for value, p in zip(column, chances, strict=True)) for column in columns]
 
@@ -140,7 +136,6 @@ class Ratings:
 
     ratings: tuple[int, ...]
     n: int
-    labels: tuple[str, ...] = ()
 
     @property
     def only(self) -> str:
@@ -160,9 +155,6 @@ class Ratings:
         item = {"type": "integer", "enum": list(self.ratings)}
         return {"type": "array", "items": item, "minItems": self.n, "maxItems": self.n}
 
-    def expected(self, chances: Sequence[float]) -> list[float]:
-        raise NotImplementedError("a list of ratings is not chosen")
-
     def read(self, words: Sequence[str]) -> list[float] | None:
         found = [number for word in words if (number := _rating(word, self.ratings)) is not None]
         return found if len(found) == len(words) == self.n else None
@@ -173,7 +165,6 @@ class Ranks:
     """The numbers of n texts, best first; each text's number in the result is its rank from below, 0 the worst."""
 
     n: int
-    labels: tuple[str, ...] = ()
 
     @property
     def only(self) -> str:
@@ -192,9 +183,6 @@ class Ranks:
     def schema(self) -> dict[str, Any]:
         item = {"type": "integer", "minimum": 1, "maximum": self.n}
         return {"type": "array", "items": item, "minItems": self.n, "maxItems": self.n}
-
-    def expected(self, chances: Sequence[float]) -> list[float]:
-        raise NotImplementedError("an order is not chosen")
 
     def read(self, words: Sequence[str]) -> list[float] | None:
         numbers = [str(i + 1) for i in range(self.n)]
