@@ -56,8 +56,7 @@ def reference(aligned: Subject) -> Subject:
     if aligned.round == 1 or aligned.way.train.reference == "first":
         return first
     before, facts = aligned.round - 1, of_run.read(aligned.run)
-    measured = (facts.success("evaluate", before).get("extra") or {}).get("evaluate") or {}
-    folder = folder_of(facts, "model", before, measured.get("winner", ""))
+    folder = folder_of(facts, "model", before, facts.winner(before))
     if folder is None or not folder.is_dir():
         raise UsageError(
             f"the model of round {before}, which this one was held to, is not there",
