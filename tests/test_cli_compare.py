@@ -14,7 +14,7 @@ import pytest
 from tests.backends.fake_server import FakeServer, chat
 from typer.testing import CliRunner
 
-from prefloop.backends.base import Arrival, Logits, PairScoreRequest
+from prefloop.backends.base import Backend, Logits, PairScoreRequest
 from prefloop.cli.commands import app
 from prefloop.cli.compare import lines as lines_of
 from prefloop.config import ModelSection, Recipe
@@ -516,19 +516,18 @@ def test_what_a_server_was_paid_is_told_and_limited(other, tmp_path, monkeypatch
             call(*words, "--signal", server_judge(server, max_cost=0.5))
 
 
-class Held:
+class Held(Backend):
     """A backend that notes when it is open."""
 
     def __init__(self, section, now):
         self.name, self.place, self.identity, self.now = section.path, "memory", {"path": section.path}, now
-        self.earlier_cost, self.batch_size = 0.0, 0
         now.append(self.name)
 
     def plan(self, requests):
         return [list(range(len(requests)))]
 
-    def arrivals(self, requests):
-        yield [Arrival(i, Logits([1.0])) for i in range(len(requests))]
+    def run(self, requests):
+        return [Logits([1.0])] * len(requests)
 
     def spent(self):
         return {"prompt_tokens": 1.0, "generated_tokens": 0.0, "cost": 0.5}

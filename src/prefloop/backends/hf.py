@@ -32,7 +32,7 @@ from prefloop.backends.base import (
 from prefloop.config import ModelSection
 from prefloop.engine import decode
 from prefloop.engine.layout import Layout, Row, next_tokens
-from prefloop.engine.load import free, load_model, resolve_model_path
+from prefloop.engine.load import describe_device, free, load_model, resolve_model_path
 from prefloop.engine.logprob import attach_scorer, response_lengths, token_logprobs
 from prefloop.engine.sharing import Sharing, check_sharing
 from prefloop.engine.sharing import build as build_layout
@@ -310,10 +310,7 @@ class HfBackend(Backend):
 
     @property
     def place(self) -> str:  # type: ignore[override]
-        """The device, and for a processor its threads: rounding depends on both."""
-        if self.device.type == "cpu":
-            return f"cpu, {torch.get_num_threads()} threads"
-        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device)
+        return describe_device(self.device)
 
     @property
     def device(self) -> torch.device:

@@ -28,6 +28,7 @@ from prefloop.engine.load import (
     adapter_base,
     choose_device,
     choose_dtype,
+    describe_device,
     free,
     load_config,
     load_fix,
@@ -150,10 +151,7 @@ class RewardBackend(Backend):
 
     @property
     def place(self) -> str:  # type: ignore[override]
-        """The device, and for a processor its threads: rounding depends on both."""
-        if self.device.type == "cpu":
-            return f"cpu, {torch.get_num_threads()} threads"
-        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device)
+        return describe_device(self.device)
 
     @property
     def device(self) -> torch.device:

@@ -113,6 +113,15 @@ def choose_device(setting: str) -> torch.device:
     return device
 
 
+def describe_device(device: torch.device) -> str:
+    """The device in words, and for a processor its threads: rounding depends on both."""
+    import torch
+
+    if device.type == "cpu":
+        return f"cpu, {torch.get_num_threads()} threads"
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
 def load_config(section: ModelSection) -> Any:
     """The configuration of a section's model, for an adapter that of its base; no weights are read.
 

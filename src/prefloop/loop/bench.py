@@ -6,15 +6,16 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from prefloop.backends.base import Backend, Request, Result, Usage
+from prefloop.backends.base import Backend, Usage
 from prefloop.config import ModelSection, Recipe, RetrieverSection
 from prefloop.errors import PrefloopError, UsageError
 from prefloop.loop.manifest import paid
+from prefloop.signals.models import OpenModels
 from prefloop.store.cache import Cache
 from prefloop.store.stagedir import StageDir
 
@@ -41,7 +42,13 @@ class Bench:
         self.on_batch: Callable[[int], None] = lambda done: None
         # Stage and fingerprint of what is being written: the report shows nothing of an earlier recipe.
         self.at: dict[str, str] = {}
-        self._backends: dict[str, CachedBackend] = {}
+        self._models = OpenModels(
+            loop.cache,
+            earlier_cost=lambda name: paid(loop.run).get(name, 0.0),
+            opened=self._note_model,
+            closing=self._note_usage_of,
+        )
+        self._models.on_batch = self._arrived
         self._noted = -math.inf
 
     @property
@@ -152,21 +159,7 @@ class Bench:
             section: which model.
             kind: what it is, see `signals.base.Need`.
         """
-        from prefloop.backends.cached import CachedBackend
-        from prefloop.signals.build import open_backend
-
-        key = f"{kind} {section.model_dump_json(exclude={'batch_size'})}"
-        held = self._backends.pop(key, None)
-        if held is None:
-            self.quiet()
-            self._make_room(section)
-            inner = open_backend(section, kind, self.cache)
-            inner.earlier_cost = paid(self.loop.run).get(inner.name, 0.0)
-            held = CachedBackend(inner, self.cache, on_batch=self._arrived)
-            self._note_model(section, inner)
-        held.inner.batch_size = section.batch_size
-        self._backends[key] = held
-        return held
+        return self._models.open(section, kind)
 
     def backends(self, needs: Needs, policy: ModelSection | None = None) -> dict[str, Backend]:
         """The models that a signal calls, by its names for them; each is opened when it is asked.
@@ -176,21 +169,9 @@ class Bench:
         """
         first = self.recipe.model
         return {
-            name: _Needed(self, need.model or (policy if need.policy else None) or first, need.kind)
+            name: self._models.get(need.model or (policy if need.policy else None) or first, need.kind)
             for name, need in needs.items()
         }
-
-    def _make_room(self, section: ModelSection | RetrieverSection) -> None:
-        """A GPU that trains a model can hold it once more, not twice; main memory is larger and a load is slow."""
-        if section.endpoint is not None:
-            return
-        from prefloop.engine.load import choose_device
-
-        room = 1 if choose_device(section.device).type == "cuda" else 2
-        here = [key for key, held in self._backends.items() if held.inner.place is not None]
-        for key in here[: max(0, len(here) - room + 1)]:
-            self._note_usage_of(self._backends[key])
-            self._backends.pop(key).close()
 
     def quiet(self) -> None:
         """Keep transformers' own bars and its remarks on its own code out of the display."""
@@ -211,14 +192,14 @@ class Bench:
         self.on_batch(done)
         if time.monotonic() - self._noted >= NOTE_EVERY:
             self._noted = time.monotonic()
-            for backend in self._backends.values():
+            for backend in self._models:
                 if any((spent := backend.spent()).values()):
                     self.loop.run.event("usage", model=backend.name, **self.at, **spent)
 
     def _note_usage(self) -> None:
         """One event per model: what the stage asked it, how much was cached, and a server's tokens and cost since the
         last note."""
-        for backend in self._backends.values():
+        for backend in self._models:
             self._note_usage_of(backend)
 
     def _note_usage_of(self, backend: CachedBackend) -> None:
@@ -243,29 +224,7 @@ class Bench:
 
     def release(self) -> None:
         """Drop all models: training and merging need the memory."""
-        self._note_usage()
-        for backend in self._backends.values():
-            backend.close()
-        self._backends.clear()
+        self._models.release()
 
     def close(self) -> None:
         self.release()
-
-
-class _Needed(Backend):
-    """A model that a signal may ask. Of several that do not fit in memory together each is opened at its turn."""
-
-    def __init__(self, bench: Bench, section: ModelSection | RetrieverSection, kind: str) -> None:
-        self.bench, self.section, self.kind = bench, section, kind
-
-    def _open(self) -> CachedBackend:
-        return self.bench.backend(self.section, self.kind)
-
-    def plan(self, requests: Sequence[Request]) -> list[list[int]]:
-        return self._open().plan(requests)
-
-    def run(self, requests: Sequence[Request]) -> list[Result]:
-        return self._open().run(requests)
-
-    def answer(self, requests: Sequence[Request]) -> list[Result]:
-        return self._open().answer(requests)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from prefloop.backends.base import Backend, Request, Result
-from prefloop.config import ModelSection, PromptsSection, Recipe, RetrieverSection, SampleSection, Way
+from prefloop.backends.base import Backend
+from prefloop.config import ModelSection, PromptsSection, Recipe, SampleSection, Way
 from prefloop.errors import UsageError
 from prefloop.loop.plan import selects
 from prefloop.publish import facts as of_run
 from prefloop.records import CandidatesRow, PromptRow, RejectRow
+from prefloop.signals.models import OpenModels
 from prefloop.store.cache import Cache
 
 if TYPE_CHECKING:
@@ -193,54 +194,21 @@ def decoding(models: Sequence[Subject], **changes: Any) -> SampleSection:
     return SampleSection.model_validate(start.model_dump() | {k: v for k, v in changes.items() if v is not None})
 
 
-class Models:
-    """Models behind the project's cache. Each is opened at its turn, and where memory would not hold the next one
-    too, the one used longest ago is closed; the rest is closed at the end.
+class Models(OpenModels):
+    """The models of a command, with what servers were paid.
 
     Attributes:
-        on_batch: told how many requests of the present call are answered.
         spent: of servers, name -> what `Backend.spent` counted in this command, so far as they were closed.
     """
 
     def __init__(self, cache: Cache) -> None:
-        self.cache = cache
-        self.on_batch: Callable[[int], None] = lambda done: None
+        # A server that is opened again has cost something before: its limit is the command's.
+        super().__init__(
+            cache,
+            earlier_cost=lambda name: self.spent.get(name, {}).get("cost", 0.0),
+            closing=self._count,
+        )
         self.spent: dict[str, dict[str, float]] = {}
-        self._open: dict[str, CachedBackend] = {}
-
-    def get(self, section: ModelSection | RetrieverSection, kind: str = "language") -> Backend:
-        """The section's model, which is opened when it is first asked, and again if it had to make room."""
-        return _AtItsTurn(self, section, kind)
-
-    def open(self, section: ModelSection | RetrieverSection, kind: str = "language") -> CachedBackend:
-        """The section's model, open now."""
-        from prefloop.backends.cached import CachedBackend
-        from prefloop.engine.load import quiet
-        from prefloop.signals.build import open_backend
-
-        key = f"{kind} {section.model_dump_json()}"
-        held = self._open.pop(key, None)
-        if held is None:
-            quiet()
-            self._make_room(section)
-            inner = open_backend(section, kind, self.cache)
-            # A server that is opened again has cost something before: its limit is the command's.
-            inner.earlier_cost = self.spent.get(inner.name, {}).get("cost", 0.0)
-            inner.batch_size = section.batch_size
-            held = CachedBackend(inner, self.cache, on_batch=lambda done: self.on_batch(done))
-        self._open[key] = held
-        return held
-
-    def _make_room(self, section: ModelSection | RetrieverSection) -> None:
-        """On a GPU one model at a time, as in a run (`bench`); main memory is larger and a load is slow."""
-        if section.endpoint is not None:
-            return
-        from prefloop.engine.load import choose_device
-
-        room = 1 if choose_device(section.device).type == "cuda" else 2
-        here = [key for key, held in self._open.items() if held.inner.place is not None]
-        for key in here[: max(0, len(here) - room + 1)]:
-            self._close(key)
 
     def loaded(self, section: ModelSection) -> Any:
         """The model itself, without cache and workers: its tokenizer and its context are asked for. An `HfBackend`."""
@@ -260,37 +228,11 @@ class Models:
             found[name] = self.get(section, need.kind)
         return found
 
-    def _close(self, key: str) -> None:
-        held = self._open.pop(key)
-        try:
-            if counted := held.spent():
-                before = self.spent.get(held.name, {})
-                names = {**before, **counted}
-                self.spent[held.name] = {n: before.get(n, 0) + counted.get(n, 0) for n in names}
-        finally:
-            held.close()
-
-    def release(self) -> None:
-        """Close all."""
-        for key in list(self._open):
-            self._close(key)
-
-
-class _AtItsTurn(Backend):
-    """A model that may be asked; what is open while it waits is somebody else's."""
-
-    def __init__(self, models: Models, section: ModelSection | RetrieverSection, kind: str) -> None:
-        self.models, self.section, self.kind = models, section, kind
-
-    def plan(self, requests: Sequence[Request]) -> list[list[int]]:
-        return self.models.open(self.section, self.kind).plan(requests)
-
-    def run(self, requests: Sequence[Request]) -> list[Result]:
-        return self.models.open(self.section, self.kind).run(requests)
-
-    def answer(self, requests: Sequence[Request]) -> list[Result]:
-        # A wave may have no question for one of several judges.
-        return self.models.open(self.section, self.kind).answer(requests) if requests else []
+    def _count(self, held: CachedBackend) -> None:
+        if counted := held.spent():
+            before = self.spent.get(held.name, {})
+            names = {**before, **counted}
+            self.spent[held.name] = {n: before.get(n, 0) + counted.get(n, 0) for n in names}
 
 
 @contextmanager

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Self
 
-import torch
-
 from prefloop.backends.base import Backend, PairScoreRequest, Request, Result
 from prefloop.config import ModelSection
-from prefloop.engine.load import free, resolve_model_path
+from prefloop.engine.load import describe_device, free, resolve_model_path
 from prefloop.signals.pairrm.model import PairRM, batches
 from prefloop.signals.pairrm.text import VERSION, Pair
 from prefloop.store import fingerprint
@@ -69,11 +67,7 @@ class PairRmBackend(Backend):
 
     @property
     def place(self) -> str:  # type: ignore[override]
-        """The device, and for a processor its threads: rounding depends on both."""
-        device = self.model.device
-        if device.type == "cpu":
-            return f"cpu, {torch.get_num_threads()} threads"
-        return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+        return describe_device(self.model.device)
 
 
 _NO_SHAPE = {"architectures", "dtype", "transformers_version", "_name_or_path"}
