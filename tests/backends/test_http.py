@@ -595,6 +595,27 @@ READERS = {
 }
 
 
+def _is_score(found):
+    """Of the one id behind the prompt's two: a number that may be its log-probability."""
+    return isinstance(found, Score) and len(found.token_logps) == 1 and found.total <= wire.TOO_LIKELY
+
+
+def _is_choice(found):
+    """Of every label, and all of them together no likelier than certain."""
+    return isinstance(found, Withheld) or (len(found.logps) == len(AB) and found.label_mass <= 1 + wire.TOO_LIKELY)
+
+
+# What each reader may make of JSON, besides `Malformed`.
+SHAPES = {
+    "generation": lambda found: isinstance(found, Withheld) or found.finish_reason in ("stop", "length"),
+    "choice": _is_choice,
+    "prompt_logprobs": _is_score,
+    "echo": _is_score,
+    "tokens": lambda found: found is None or (len(found) == 2 and min(found) >= 0),
+    "names": lambda found: all(isinstance(name, str) for name in found),
+}
+
+
 def places(data, path=()):
     """The paths to all values in JSON."""
     yield path
@@ -614,8 +635,11 @@ def test_any_json_is_read_or_malformed(reader, data):
     for key in path:
         node = node[key]
     node[last] = data.draw(ANY_JSON)
-    with contextlib.suppress(wire.Malformed):
-        read(whole[""])
+    try:
+        found = read(whole[""])
+    except wire.Malformed:
+        return
+    assert SHAPES[reader](found)
 
 
 def test_a_choice_without_log_probabilities_is_tried_again(connect):
@@ -1072,7 +1096,8 @@ def test_extra_fields_leave_the_request_as_it_is(field, value):
     ],
 )
 def test_a_key_goes_over_plain_http_in_private_networks_only(url):
-    EndpointSection(url=url, key_variable="A_KEY")
+    section = EndpointSection(url=url, key_variable="A_KEY")
+    assert (section.urls, section.key_variable) == ((url,), "A_KEY")
 
 
 @pytest.mark.parametrize(
@@ -1081,7 +1106,7 @@ def test_a_key_goes_over_plain_http_in_private_networks_only(url):
 def test_a_key_does_not_leave_unencrypted(host):
     with pytest.raises(ValidationError, match=r"(?s)A_KEY unencrypted to .*https://"):
         EndpointSection(url=f"http://{host}/v1", key_variable="A_KEY")
-    EndpointSection(url=f"http://{host}/v1")
+    assert EndpointSection(url=f"http://{host}/v1").key_variable is None
 
 
 def test_a_dummy_key_changes_no_answer(connect, cache, monkeypatch):

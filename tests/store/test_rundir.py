@@ -198,10 +198,15 @@ def test_reading_the_lock_does_not_keep_a_writer_out(folder):
     )
     process = subprocess.Popen([sys.executable, "-c", reader, str(folder)], stdout=subprocess.PIPE, text=True)
     try:
-        process.stdout.readline()
-        end = time.monotonic() + 1.0
+        assert process.stdout.readline() == "on\n"
+        opened, end = 0, time.monotonic() + 1.0
         while time.monotonic() < end:
-            RunDir.open(folder).close()
+            # Raises where the lock is taken.
+            with RunDir.open(folder) as run:
+                assert run.holder() == os.getpid()
+            opened += 1
+        assert opened > 10
+        assert process.poll() is None
     finally:
         process.kill()
         process.wait()
