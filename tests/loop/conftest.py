@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import yaml
 from tests.tiny_models import tiny_model_folder
 
 from prefloop.config import load_recipe
-from prefloop.loop.run import open_loop
+from prefloop.loop.run import Planned, open_loop, survey
 from prefloop.ui.progress import Progress
 
 SCORERS = """
@@ -63,18 +65,31 @@ class Project:
 
     def run_here(self, *overrides: str, out: str = "out", until: str | None = None) -> dict[str, Any]:
         """The same in this process: no second start of Python, which is most of a tiny run's time."""
+        with (
+            self._entered(),
+            open_loop(load_recipe("recipe.yaml", list(overrides)), self.root / out, self._cache) as loop,
+            Progress(quiet=True) as progress,
+        ):
+            return loop.execute(progress, until)
+
+    def planned(self, *overrides: str, out: str = "out") -> list[Planned]:
+        """Every stage with its state; computes nothing."""
+        with self._entered():
+            return survey(load_recipe("recipe.yaml", list(overrides)), self.root / out, self._cache)
+
+    @property
+    def _cache(self) -> Path:
+        return self.root / ".prefloop" / "cache.db"
+
+    @contextmanager
+    def _entered(self) -> Iterator[None]:
         before = Path.cwd()
         os.chdir(self.root)
         # Two projects each have a module of this name.
         sys.modules.pop("scorers", None)
         sys.path.insert(0, str(self.root))
         try:
-            recipe = load_recipe("recipe.yaml", list(overrides))
-            with (
-                open_loop(recipe, self.root / out, self.root / ".prefloop" / "cache.db") as loop,
-                Progress(quiet=True) as progress,
-            ):
-                return loop.execute(progress, until)
+            yield
         finally:
             sys.path.remove(str(self.root))
             os.chdir(before)

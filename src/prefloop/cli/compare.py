@@ -297,13 +297,13 @@ def _figure(figure: Mapping[str, float], scale: float = 1, unit: str = "", form:
 
 def _two(base: str | None, aligned: str | None, run: Path | None) -> tuple[Any, Any]:
     """The two models of `BASE ALIGNED`, or of a run."""
-    from prefloop.measure.subjects import Subject, run_recipe, subjects
+    from prefloop.measure.subjects import Subject, base_of, subjects
 
     if run is not None:
         if base is not None:
             raise UsageError("both models and a run are given", fix="give BASE ALIGNED, or --run RUN")
         (after,) = subjects([str(run)])
-        return Subject("base", run_recipe(run).model), after
+        return Subject("base", base_of(run)), after
     if base is None or aligned is None:
         raise UsageError("two models are needed", fix="give BASE ALIGNED, or --run RUN")
     before, after = subjects([base, aligned])

@@ -21,7 +21,7 @@ from prefloop.config.objectives import (
     SftObjectiveSection,
     SimpoObjectiveSection,
 )
-from prefloop.config.recipe import BranchSection, EvaluateSection, Recipe, Sampled, StopSection, Way
+from prefloop.config.recipe import BranchSection, EvaluateSection, FirstSection, Recipe, Sampled, StopSection, Way
 from prefloop.config.retrieval import RetrieverSection
 from prefloop.config.signals import (
     CriticSignalSection,
@@ -46,6 +46,7 @@ __all__ = [
     "DpoObjectiveSection",
     "EndpointSection",
     "EvaluateSection",
+    "FirstSection",
     "FunctionSignalSection",
     "HarnessSection",
     "HumanSignalSection",

@@ -11,7 +11,7 @@ from prefloop.config.base import Section, path_shorthand
 from prefloop.config.data import PairSection, PreferencesSection, PromptsSection, SampleSection
 from prefloop.config.harness import HarnessSection
 from prefloop.config.models import ModelSection
-from prefloop.config.objectives import CutObjectiveSection
+from prefloop.config.objectives import CutObjectiveSection, SftObjectiveSection
 from prefloop.config.signals import CriticSignalSection, SelfRewardSignalSection, SignalSection
 from prefloop.config.training import MergeSection, TrainSection
 
@@ -70,6 +70,35 @@ class StopSection(Section):
 
     win_rate_falls: bool = Field(
         True, description="The win rate against the first model is below the interval of the round before."
+class FirstSection(Section):
+    """Training before the loop, by objective `sft` unless it names another. The loop begins with what it made."""
+
+    preferences: PreferencesSection
+    train: TrainSection = TrainSection(objective=SftObjectiveSection())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sft(cls, data: Any) -> Any:
+        data = path_shorthand(data, "preferences")
+        train = data.get("train") if isinstance(data, dict) else None
+        if not isinstance(train, dict):
+            return data
+        objective = train.get("objective", {})
+        # The type that a training has by default is dpo, and here it is sft.
+        if isinstance(objective, dict) and "type" not in objective:
+            return data | {"train": train | {"objective": {"type": "sft", **objective}}}
+        return data
+
+    @model_validator(mode="after")
+    def _takes_answers(self) -> FirstSection:
+        if isinstance(self.train.objective, CutObjectiveSection):
+            raise ValueError(
+                "train.objective cut learns from written judgments; a first stage takes demonstrations, good and bad "
+                "answers or pairs: set it to sft, kto or dpo"
+            )
+        return self
+
+
     )
     length_growth: float | None = Field(
         0.3, gt=0, description="Answers are longer than the first model's by more than this share."
@@ -108,6 +137,11 @@ class Recipe(Section):
     stop: StopSection | None = Field(StopSection(), description="When rounds end early; null: never.")
     sample: SampleSection | None = None
     rate: SignalSection | None = None
+    first: FirstSection | None = Field(
+        None,
+        description="Training before the loop, such as SFT; the loop, its reference and its measurement then begin "
+        "with the model that it made.",
+    )
     pair: PairSection | None = None
     train: TrainSection = TrainSection()
     branches: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], BranchSection] = Field(
@@ -127,7 +161,7 @@ class Recipe(Section):
         if data.get("preferences") is None:
             data = data | {name: data.get(name) or {} for name in ("sample", "pair")}
         if isinstance(branches := data.get("branches"), dict):
-            own = {name: data.get(name) for name in BranchSection.model_fields}
+            own = {name: data[name] for name in BranchSection.model_fields if data.get(name) is not None}
             data = data | {"branches": {name: _over(own, branch or {}) for name, branch in branches.items()}}
         return data
 
@@ -138,7 +172,9 @@ class Recipe(Section):
                 "model.endpoint: the model is trained, so it is loaded here; a server can answer (sample.model) and "
                 "judge (rate.model, evaluate.judge.model)"
             )
-        if taken := [name for name in self.branches if name in ("base", "aligned") or re.fullmatch(r"r\d+", name)]:
+        if taken := [
+            name for name in self.branches if name in ("base", "aligned", "first") or re.fullmatch(r"r\d+", name)
+        ]:
             raise ValueError(f"branches.{taken[0]}: that name is taken; call the branch by what is different in it")
         if self.evaluate.unmerged and all(way.train.lora is None for way in self.ways.values()):
             raise ValueError("evaluate.unmerged: all weights are trained, so there is no adapter; take it out")
@@ -232,6 +268,13 @@ class Recipe(Section):
         """The branches by name; a recipe without any has one, without a name."""
         if not self.branches:
             return {"": Way(self.rate, self.pair, self.train)}
+    def training(self, round_number: int, branch: str = "") -> tuple[PreferencesSection | None, TrainSection]:
+        """The file that a training reads, where it reads one, and its settings; round 0 is the first stage."""
+        if round_number == 0:
+            assert self.first is not None
+            return self.first.preferences, self.first.train
+        return self.preferences, self.ways[branch].train
+
         return {name: Way(branch.rate, branch.pair, branch.train) for name, branch in self.branches.items()}
 
 

@@ -15,6 +15,7 @@ from prefloop.backends.base import Backend, Usage
 from prefloop.config import ModelSection, Recipe, RetrieverSection
 from prefloop.errors import PrefloopError, UsageError
 from prefloop.loop.manifest import paid
+from prefloop.loop.plan import FIRST_READ
 from prefloop.signals.models import OpenModels
 from prefloop.store.cache import Cache
 from prefloop.store.stagedir import StageDir
@@ -106,8 +107,9 @@ class Bench:
                 own,
             )
         self.quiet()
-        for way in ways:
-            check_trainable(self.recipe.model, way.train)
+        trainings = [way.train for way in ways] + ([] if self.recipe.first is None else [self.recipe.first.train])
+        for training in trainings:
+            check_trainable(self.recipe.model, training)
 
     def run(self, stage: Stage, folder: StageDir, fingerprint: str, runner: Runner) -> None:
         """Run one stage, and write into the run's files that it began, what it asked of models, and that it ended."""
@@ -140,7 +142,7 @@ class Bench:
         success = folder.success() or {}
         rows = success.get("rows", {})
         reasons = success.get("reject_reasons") or success.get("extra", {}).get("rejected") or {}
-        if stage.verb in ("prompts", "heldout", "preferences") and rows:
+        if stage.verb in ("prompts", "heldout", "preferences", FIRST_READ) and rows:
             self.progress.update(kept=rows["kept"])
         if stage.verb == "pair":
             self.progress.update(pairs=rows["kept"])
@@ -165,9 +167,9 @@ class Bench:
         """The models that a signal calls, by its names for them; each is opened when it is asked.
 
         Args:
-            policy: for needs of it; without it the recipe's first model.
+            policy: for needs of it; without it the loop's first model.
         """
-        first = self.recipe.model
+        first = self.loop.base
         return {
             name: self._models.get(need.model or (policy if need.policy else None) or first, need.kind)
             for name, need in needs.items()

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from prefloop import __version__
+from prefloop.loop.plan import FIRST_TRAIN
 
 if TYPE_CHECKING:
     from prefloop.loop.run import Loop
@@ -114,7 +115,7 @@ def summarize(loop: Loop) -> dict[str, Any]:
             "seconds": success.get("seconds"),
         }
         extra = success.get("extra") or {}
-        if stage.verb == "train":
+        if stage.verb in ("train", FIRST_TRAIN):
             stages[stage.name]["train"] = extra
         if stage.verb == "select":
             stages[stage.name]["chosen"] = extra

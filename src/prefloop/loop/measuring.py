@@ -24,7 +24,7 @@ ANSWERS = "answers.csv"
 
 
 def run_evaluate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> None:
-    """The round's models against the recipe's first model on the held-out prompts, decoded alike."""
+    """The round's models against the loop's first model on the held-out prompts, decoded alike."""
     from prefloop.evaluate.several import Comparer, measure
     from prefloop.loop.plan import evaluation_sample, evaluation_signals
     from prefloop.signals.build import build, check, check_prompts
@@ -40,7 +40,7 @@ def run_evaluate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str)
     bench.progress.total((1 + len(models)) * each, "answers")
     answers: dict[str, list[CandidatesRow]] = {}
     rejects: dict[str, RejectRow] = {}
-    for number, (name, model) in enumerate({"": recipe.model, **models}.items()):
+    for number, (name, model) in enumerate({"": bench.loop.base, **models}.items()):
         bench.on_batch = lambda asked, number=number: bench.progress.at(number * each + asked)  # type: ignore[misc]
         answers[name], refused, _ = sample(bench.backend(model), prompts, section, recipe.seed, stage.name)
         rejects |= {r["id"]: r for r in refused}
@@ -124,7 +124,7 @@ def _models(bench: Bench, stage: Stage) -> dict[str, ModelSection]:
         for branch, way in recipe.ways.items():
             if way.train.lora is not None:
                 trained = loop.folder(stage_name("train", stage.round, branch)).path / "adapter"
-                section = recipe.model.model_copy(update={"path": str(trained), "revision": None})
+                section = loop.base.model_copy(update={"path": str(trained), "revision": None})
                 models[(branch or "aligned") + UNMERGED] = section
     return models
 
@@ -175,7 +175,7 @@ def run_ability(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) 
     folder.begin(fingerprint)
     models = {name: model for name, model in _models(bench, stage).items() if not name.endswith(UNMERGED)}
     bench.progress.total(1 + len(models), "models")
-    base = ability(recipe.model, section)
+    base = ability(bench.loop.base, section)
     found = {}
     for done, (name, model) in enumerate(models.items(), 1):
         bench.progress.at(done)

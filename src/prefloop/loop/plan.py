@@ -9,6 +9,7 @@ from typing import Any
 
 from prefloop.config import (
     COSMETIC,
+    FirstSection,
     HarnessSection,
     JudgeSignalSection,
     ModelSection,
@@ -21,8 +22,12 @@ from prefloop.engine.load import resolve_model_path
 from prefloop.store.cache import Cache
 from prefloop.store.fingerprint import code_digest, file_digest, model_digest
 
+FIRST_READ, FIRST_TRAIN, FIRST_MERGE = "first-preferences", "first-train", "first-merge"
+"""The stages of `first`, training before the loop. They are in round 0."""
 BOXES = ("backends", "engine")
 """What computes wherever a model is asked."""
+TRAINED_BY = ("train", "engine", "pairs/splits.py", "loop/bench.py")
+MERGED_BY = ("train/adapters.py", "train/run.py", "engine")
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,7 @@ class Stage:
 
     Attributes:
         number, name: its folder is `stages/NN-name`; the name carries the branch and, from round 2 on, the round.
+        round: from 1; 0 before the loop (`first`).
         verb: which box it is.
         branch: which of the recipe's branches; empty for what they share, and where there are none.
         settings: everything configured that changes its result.
@@ -66,11 +72,15 @@ def plan(recipe: Recipe, cache: Cache | None) -> list[Stage]:
 class _Planner:
     def __init__(self, recipe: Recipe, cache: Cache | None) -> None:
         self.recipe, self.cache = recipe, cache
-        self.base = _model_settings(recipe.model, cache)
         self.stages: list[Stage] = []
         held_out = recipe.evaluate.prompts
         self.own = {"holdout": recipe.evaluate.holdout} if held_out is None else {}
+        # What the loop begins with, and the stage that makes it where one does.
+        self.base: Any = _model_settings(recipe.model, cache)
+        self.begin: tuple[str, ...] = ()
         self._read()
+        if recipe.first is not None:
+            self._first(recipe.first)
         for r in range(1, recipe.rounds + 1):
             self._round(r)
         everything = tuple(s.name for s in self.stages)
@@ -106,13 +116,28 @@ class _Planner:
         self._add(verb, 1, "", identity(source, recipe.seed, self.cache) | split_at_once, (), *read)
         read_again = recipe.evaluate.prompts or recipe.prompts
         settings = {} if read_again is None else identity(read_again, recipe.seed, self.cache)
-        self._add("heldout", 1, "", settings | self.own, (verb,), *read)
+        before = [verb]
+        if recipe.first is not None:
+            tuned_on = identity(recipe.first.preferences, recipe.seed, self.cache)
+            before.append(self._add(FIRST_READ, 0, "", tuned_on, (), *read))
+        self._add("heldout", 1, "", settings | self.own, tuple(before), *read)
+
+    def _first(self, section: FirstSection) -> None:
+        """Training before the loop: what it merges is the loop's first model."""
+        recipe = self.recipe
+        training = {"train": section.train.model_dump(exclude=COSMETIC), "model": self.base, "seed": recipe.seed}
+        # Prompts that the evaluation splits off are left out here too; prompts of its own are checked against these.
+        inputs = (FIRST_READ, "heldout") if recipe.evaluate.prompts is None else (FIRST_READ,)
+        self._add(FIRST_TRAIN, 0, "", training, inputs, *TRAINED_BY)
+        settings = {"merge": recipe.merge.model_dump(), "place": "stage", "model": self.base}
+        self.begin = (self._add(FIRST_MERGE, 0, "", settings, (FIRST_TRAIN,), *MERGED_BY),)
+        self.base = "the model of the first stage"
 
     def _round(self, r: int) -> None:
         """Sampling, then every branch's rating, pairing, training and merging, then one measurement of them all."""
         recipe, seed = self.recipe, self.recipe.seed
         policy: Any = self.base if r == 1 else "the model that the round before chose"
-        before: tuple[str, ...] = ()
+        before = self.begin
         if r > 1:
             # Of several models the measurement says which goes on.
             before = (winner(r - 1),) if recipe.branches else (stage_name("merge", r - 1),)
@@ -130,13 +155,12 @@ class _Planner:
             training: dict[str, Any] = {"train": way.train.model_dump(exclude=COSMETIC), "model": policy, "seed": seed}
             training |= self.own if recipe.preferences is not None else {}
             training |= _judged_prompt(way)
+            held_to: tuple[str, ...] = ()
             if r > 1 and way.train.reference == "first":
-                training["reference"] = self.base
-            trained_by = ("train", "engine", "pairs/splits.py", "loop/bench.py")
-            train = self._add("train", r, branch, training, (source, *before), *trained_by)
+                training["reference"], held_to = self.base, self.begin
+            train = self._add("train", r, branch, training, (source, *before, *held_to), *TRAINED_BY)
             settings = {"merge": recipe.merge.model_dump(), "place": self._place(), "model": policy}
-            code = ("train/adapters.py", "train/run.py", "engine")
-            merged.append(self._add("merge", r, branch, settings, (train, *before), *code))
+            merged.append(self._add("merge", r, branch, settings, (train, *before), *MERGED_BY))
         boxes = (
             "evaluate",
             "intervals.py",
@@ -147,11 +171,11 @@ class _Planner:
             "loop/bench.py",
             *BOXES,
         )
-        self._add("evaluate", r, "", self._measurement(), ("heldout", *merged), *boxes)
+        self._add("evaluate", r, "", self._measurement(), ("heldout", *merged, *self.begin), *boxes)
         if recipe.evaluate.harness is not None:
             settings = {"harness": self._harness(recipe.evaluate.harness), "base": self.base, "seed": seed}
             settings["bootstrap"] = recipe.evaluate.bootstrap
-            self._add("ability", r, "", settings, tuple(merged), "evaluate", "loop/measuring.py", "engine")
+            self._add("ability", r, "", settings, (*merged, *self.begin), "evaluate", "loop/measuring.py", "engine")
 
     def _pairs(self, r: int, branch: str, way: Way, before: tuple[str, ...]) -> str:
         assert way.rate is not None and way.pair is not None  # noqa: PT018
@@ -160,6 +184,8 @@ class _Planner:
         if r > 1 and isinstance(way.rate, SelfRewardSignalSection) and way.rate.model is None:
             rating["models"] = dict.fromkeys(rating["models"], "the model that the round before chose")
             inputs += before
+        elif None in way.rate.models.values():
+            inputs += self.begin
         rate = self._add("rate", r, branch, rating, inputs, "signals", "inputs", "loop/bench.py", *BOXES)
         if way.judged:
             return self._add("judgments", r, branch, {}, (rate,), "pairs")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from prefloop.config import PromptsSection
 from prefloop.errors import PrefloopError, UsageError
+from prefloop.loop.plan import FIRST_READ
 from prefloop.records import PromptRow, RejectRow, canonical_json
 from prefloop.store.stagedir import StageDir
 
@@ -39,8 +41,9 @@ def run_preferences(bench: Bench, stage: Stage, folder: StageDir, fingerprint: s
     from prefloop.inputs.preferences import PreferenceReader
     from prefloop.inputs.votes import agreement_line
 
-    assert bench.recipe.preferences is not None
-    reader = PreferenceReader(bench.recipe.preferences)
+    section, _ = bench.recipe.training(stage.round)
+    assert section is not None
+    reader = PreferenceReader(section)
     done = folder.begin(fingerprint)
     for index, (rows, rejects) in enumerate(reader.parts(READ_ROWS)):
         if index not in done:
@@ -91,7 +94,7 @@ def run_heldout(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) 
     else:
         # Bad rows of the one file were counted when the training prompts were read.
         rows = _split(bench, _read(bench, bench.recipe.sampled.prompts)[0], held_out=True)
-    seen = set(overlap(_training_prompts(bench), rows))
+    seen = set(overlap(chain(_training_prompts(bench), _first_prompts(bench, rows)), rows))
     leaked = [r for r in rows if r["id"] in seen]
     if leaked and given is not None and given.on_bad_row == "stop":
         raise UsageError(
@@ -122,6 +125,16 @@ def _training_prompts(bench: Bench) -> Iterator[Any]:
     if bench.recipe.preferences is None:
         return rows_of(bench, "prompts")
     return ({"id": row["prompt_id"], "prompt": row["prompt"]} for row in _preferences(bench, held_out=False))
+
+
+def _first_prompts(bench: Bench, held_out: list[PromptRow]) -> Iterator[Any]:
+    """The prompts that the first stage trains on: it leaves out those that were split off to be measured on."""
+    if bench.recipe.first is None:
+        return
+    left_out = {row["id"] for row in held_out} if bench.recipe.evaluate.prompts is None else set()
+    for row in rows_of(bench, FIRST_READ):
+        if row["prompt_id"] not in left_out:
+            yield {"id": row["prompt_id"], "prompt": row["prompt"]}
 
 
 def _read(bench: Bench, section: PromptsSection) -> tuple[list[PromptRow], list[RejectRow]]:

@@ -20,7 +20,7 @@ from prefloop.config import ModelSection, Recipe
 from prefloop.engine.load import resolve_model_path
 from prefloop.errors import UsageError
 from prefloop.loop import manifest
-from prefloop.loop.plan import Stage, models_of, pinned, plan, selects, stage_name, winner
+from prefloop.loop.plan import FIRST_MERGE, Stage, models_of, pinned, plan, selects, stage_name, winner
 from prefloop.loop.rounds import broken
 from prefloop.publish.model_card import write_model_cards
 from prefloop.store.cache import Cache
@@ -151,18 +151,27 @@ class Loop:
         return found
 
     def model_folder(self, stage: Stage) -> Path:
-        """Where a merge stage writes: into the run's `model/`, or, where one of several is to be chosen, beside it."""
-        return (self.folder(stage.name).path if selects(self.recipe) else self.run.path) / "model"
+        """Where a merge stage writes: into the run's `model/`, or, where it may not be the run's, beside it."""
+        apart = stage.name == FIRST_MERGE or selects(self.recipe)
+        return (self.folder(stage.name).path if apart else self.run.path) / "model"
 
     def merged(self, round_number: int, branch: str = "") -> ModelSection:
-        """The model that came out of a round, by one of the branches."""
-        folder = self.model_folder(self[stage_name("merge", round_number, branch)])
+        """The model that came out of a round, by one of the branches; of round 0, of the first stage."""
+        name = stage_name("merge", round_number, branch) if round_number else FIRST_MERGE
+        folder = self.model_folder(self[name])
         return self.recipe.model.model_copy(update={"path": str(folder), "revision": None})
 
+    @property
+    def base(self) -> ModelSection:
+        """The loop's first model, which all is compared with: the recipe's, or what its first stage made of it."""
+        return self.policy(1)
+
     def policy(self, round_number: int) -> ModelSection:
-        """The model that samples in a round, from 1: the recipe's, then the better one of the round before."""
-        if round_number == 1:
+        """The model that a round begins with: the loop's first one, then the better one of the round before."""
+        if round_number == 0 or (round_number == 1 and self.recipe.first is None):
             return self.recipe.model
+        if round_number == 1:
+            return self.merged(0)
         branch = self.evaluations(round_number - 1)[-1]["winner"] if self.recipe.branches else ""
         return self.merged(round_number - 1, branch)
 

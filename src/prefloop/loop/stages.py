@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from prefloop.config import TrainSection
+from prefloop.config import PreferencesSection, TrainSection
 from prefloop.errors import PrefloopError, UsageError
 from prefloop.loop.manifest import summarize
 from prefloop.loop.measuring import run_ability, run_evaluate, run_select
+from prefloop.loop.plan import FIRST_MERGE, FIRST_READ, FIRST_TRAIN
 from prefloop.loop.reading import rows_of, run_heldout, run_preferences, run_prompts
 from prefloop.loop.sampling import sample
 from prefloop.store.fingerprint import digest
@@ -152,16 +153,17 @@ def run_train(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) ->
     bench.quiet()
     bench.release()
     before = bench.loop.previous(stage)
-    section = bench.recipe.ways[stage.branch].train
-    if bench.recipe.preferences is not None:
-        _check_answers(bench, section, bench.loop.folder(before).counts())
+    given, section = bench.recipe.training(stage.round, stage.branch)
+    if given is not None:
+        _check_answers(given, section, bench.loop.folder(before).counts())
+    kept_out = bench.kept_out if stage.round else _split_off(bench)
 
     def rows() -> Iterator[Any]:
-        return (row for row in rows_of(bench, before) if row["prompt_id"] not in bench.kept_out)
+        return (row for row in rows_of(bench, before) if row["prompt_id"] not in kept_out)
 
     of_prompt = Counter(row["prompt_id"] for row in rows_of(bench, before))
-    held = holdout(of_prompt.keys() - bench.kept_out, section.validation_share)
-    content = digest([(bench.loop.folder(before).success() or {})["content"], sorted(bench.kept_out)])
+    held = holdout(of_prompt.keys() - kept_out, section.validation_share)
+    content = digest([(bench.loop.folder(before).success() or {})["content"], sorted(kept_out)])
     folder.begin(fingerprint)
 
     def on_log(record: dict[str, Any]) -> None:
@@ -182,17 +184,24 @@ def run_train(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) ->
         seed=bench.recipe.seed,
         out=folder.path,
         cache=bench.cache,
-        held_to=bench.recipe.model if stage.round > 1 and section.reference == "first" else None,
+        held_to=bench.loop.base if stage.round > 1 and section.reference == "first" else None,
         on_log=on_log,
         on_step=showing("steps"),
         on_reference=showing("reference answers"),
     )
-    if bench.recipe.preferences is not None:
-        result["held_out_rows"] = sum(of_prompt[name] for name in bench.kept_out)
+    if given is not None:
+        result["held_out_rows"] = sum(of_prompt[name] for name in kept_out)
     folder.finish_files(fingerprint, extra=result)
 
 
-def _check_answers(bench: Bench, section: TrainSection, counts: dict[str, float]) -> None:
+def _split_off(bench: Bench) -> frozenset[str]:
+    """Ids of the prompts that were split off to be measured on; none where the evaluation has prompts of its own."""
+    if bench.recipe.evaluate.prompts is not None:
+        return frozenset()
+    return frozenset(row["id"] for row in rows_of(bench, "heldout"))
+
+
+def _check_answers(given: PreferencesSection, section: TrainSection, counts: dict[str, float]) -> None:
     """Refuse an objective that takes none of the rows, before any of them is tokenised."""
     from prefloop.train.objectives import OBJECTIVES
 
@@ -204,18 +213,17 @@ def _check_answers(bench: Bench, section: TrainSection, counts: dict[str, float]
     singles = {"answers": pairs + good, "unpaired": pairs + good + bad}
     usable = (singles | {"judgments": sum(judged)}).get(takes, pairs)
     if not usable:
-        assert bench.recipe.preferences is not None
         if takes == "judgments":
             raise UsageError(
                 f"objective {objective} learns from written judgments, and these rows have none",
-                where=bench.recipe.preferences.path,
+                where=given.path,
                 fix="give judgments (docs/cut.md), or set train.objective to dpo, sft or kto",
             )
         other = "kto, which takes answers marked as good or bad" if bad else "sft, which takes good answers"
         raise UsageError(
             f"objective {objective} takes {'good answers' if takes == 'answers' else 'pairs'}, and there are "
             f"{good:,} good answers and {bad:,} bad ones, each alone",
-            where=bench.recipe.preferences.path,
+            where=given.path,
             fix=f"set train.objective to {other}, or give pairs",
         )
 
@@ -255,13 +263,16 @@ def _parts(rows: Iterable[T], size: int = PART_ROWS) -> Iterator[list[T]]:
 RUNNERS: dict[str, Runner] = {
     "prompts": run_prompts,
     "preferences": run_preferences,
+    FIRST_READ: run_preferences,
     "heldout": run_heldout,
     "sample": run_sample,
     "rate": run_rate,
     "pair": run_pair,
     "judgments": run_judgments,
     "train": run_train,
+    FIRST_TRAIN: run_train,
     "merge": run_merge,
+    FIRST_MERGE: run_merge,
     "evaluate": run_evaluate,
     "ability": run_ability,
     "select": run_select,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from prefloop.config import PreferencesSection, PromptsSection, SampleSection
 from prefloop.errors import UsageError
 from prefloop.measure.comparing import How
-from prefloop.measure.subjects import Models, Subject, answers, held_out_pairs, learned, opened, prompts
+from prefloop.measure.subjects import Models, Subject, answers, base_of, held_out_pairs, learned, opened, prompts
 from prefloop.publish import facts as of_run
 from prefloop.publish.model_card import folder_of
 from prefloop.records import CandidatesRow
@@ -52,7 +52,7 @@ def reference(aligned: Subject) -> Subject:
         UsageError: the model of the round before is not there any more.
     """
     assert aligned.run is not None and aligned.recipe is not None and aligned.way is not None  # noqa: PT018
-    first = Subject("base", aligned.recipe.model)
+    first = Subject("base", base_of(aligned.run))
     if aligned.round == 1 or aligned.way.train.reference == "first":
         return first
     before, facts = aligned.round - 1, of_run.read(aligned.run)

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from prefloop.config import JudgeSignalSection, ModelSection, SignalSection
 from prefloop.errors import UsageError
-from prefloop.measure.subjects import NAMED, Models, Subject
+from prefloop.measure.subjects import NAMED, Models, Subject, base_of
 
 if TYPE_CHECKING:
     from prefloop.evaluate.several import Comparer
@@ -147,7 +147,7 @@ def comparers(
     from prefloop.evaluate.several import Comparer
     from prefloop.signals.build import build
 
-    default = next((subject.recipe.model for subject in given if subject.recipe is not None), None)
+    default = next((base_of(subject.run) for subject in given if subject.run is not None), None)
     found = []
     for name, section in sections.items():
         signal, needs = build(section, seed)
@@ -162,7 +162,7 @@ def own_judges(
 
     A panel is no such judge. Models that differ in precision or template alone are the same.
     """
-    default = next((subject.recipe.model for subject in given if subject.recipe is not None), None)
+    default = next((base_of(subject.run) for subject in given if subject.run is not None), None)
     found = {}
     for name, section in sections.items():
         if not isinstance(section, JudgeSignalSection) or section.panel is not None:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from prefloop.backends.base import Backend
 from prefloop.config import ModelSection, PromptsSection, Recipe, SampleSection, Way
 from prefloop.errors import UsageError
-from prefloop.loop.plan import selects
+from prefloop.loop.plan import FIRST_MERGE, FIRST_READ, selects
 from prefloop.publish import facts as of_run
 from prefloop.records import CandidatesRow, PromptRow, RejectRow
 from prefloop.signals.models import OpenModels
@@ -84,6 +84,25 @@ def _subject(word: str) -> Subject:
     return Subject(name, model, folder, recipe, *facts.chosen())
 
 
+def base_of(folder: Path) -> ModelSection:
+    """The model that a run's loop began with: its recipe's, or what its first stage made of that.
+
+    Raises:
+        UsageError: the first stage's model is not there.
+    """
+    recipe, facts = run_recipe(folder), of_run.read(folder)
+    if recipe.first is None:
+        return recipe.model
+    made = [part.folder.path / "model" for part in facts.done(FIRST_MERGE)]
+    if not made or not made[0].is_dir():
+        raise UsageError(
+            "the model of the first stage, which this run's is compared with, is not there",
+            where=str(folder),
+            fix="go on with the run first, or give both models",
+        )
+    return recipe.model.model_copy(update={"path": str(made[0]), "revision": None})
+
+
 def run_recipe(folder: Path) -> Recipe:
     """The recipe of a run directory, as its manifest has it.
 
@@ -122,9 +141,10 @@ def stage_rows(folder: Path, name: str) -> list[Any]:
 def learned(folder: Path) -> list[Any]:
     """The prompts that a run may have been trained on, each with id and prompt: all but those that it held out."""
     kept_out = {row["id"] for row in stage_rows(folder, "heldout")}
-    return stage_rows(folder, "prompts") or [
+    return stage_rows(folder, "prompts") + [
         {"id": row["prompt_id"], "prompt": row["prompt"]}
-        for row in stage_rows(folder, "preferences")
+        for name in ("preferences", FIRST_READ)
+        for row in stage_rows(folder, name)
         if row["prompt_id"] not in kept_out
     ]
 

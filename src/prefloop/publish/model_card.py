@@ -104,21 +104,23 @@ def _front_matter(facts: Facts, what: What, number: int, branch: str) -> str:
         "tags": [tag for tag in ("prefloop", objective, "lora" if train.get("lora") else None) if tag],
     }
     base = hub_id((facts.recipe.get("model") or {}).get("path"))
-    if base is not None and not own_base(what, number):
+    if base is not None and not own_base(facts, what, number):
         head = {"base_model": base, "base_model_relation": "adapter" if what == "adapter" else "finetune"} | head
     lines = ["---", "# license: not stated; the base model's terms apply, and whoever publishes this says it here"]
     return "\n".join([*lines, yaml.safe_dump(head, sort_keys=False, allow_unicode=True).rstrip(), "---"])
 
 
-def own_base(what: What, number: int) -> bool:
-    """Whether the base is a model of the run itself: an adapter goes upon the model that its training began with."""
-    return what == "adapter" and number > 1
+def own_base(facts: Facts, what: What, number: int) -> str:
+    """Which of the run's own models an adapter goes upon; empty where it is the recipe's, and of a whole model."""
+    if what == "adapter" and number > 1:
+        return f"the merged model of round {number - 1}"
+    return "the model of the first stage" if what == "adapter" and facts.recipe.get("first") else ""
 
 
 def _base(facts: Facts, what: What, number: int) -> str:
-    if own_base(what, number):
+    if own := own_base(facts, what, number):
         handed = facts.winner(number - 1)
-        return f"the merged model of round {number - 1}" + (f" (branch `{handed}`)" if handed else "") + " of this run"
+        return own + (f" (branch `{handed}`)" if handed and number > 1 else "") + " of this run"
     model = public(facts.recipe.get("model") or {})
     revision = f" at {model['revision']}" if model.get("revision") else ""
     return f"`{model.get('path')}`{revision}"
@@ -130,7 +132,7 @@ def _summary(facts: Facts, what: What, number: int, branch: str) -> str:
     trained = "trained" if what == "adapter" else "by training"
     times = f" in {number} rounds" if what == "model" and number > 1 else ""
     text = f"{kind} {_base(facts, what, number)}, {trained} on preferences ({objective}){times} with prefloop."
-    if own_base(what, number):
+    if own_base(facts, what, number):
         text += f" That model was made from {_base(facts, 'model', number)}, upon which this adapter does not fit."
     return text
 
@@ -150,8 +152,22 @@ def _method(facts: Facts, number: int, branch: str) -> str:
         f"- Trained: {weights}; learning rate {train.get('learning_rate')}, batch {train.get('batch_size')}, "
         f"{train.get('epochs')} epochs, {extra.get('steps')} steps, seed {facts.recipe.get('seed')}.",
         f"- Data: {extra.get('pairs') or 0:,} rows trained on{_rows_left(extra)}; {_data(facts, branch)}.",
+        *_first(facts),
     ]
     return "\n".join(lines)
+
+
+def _first(facts: Facts) -> list[str]:
+    """What the model was trained on before the loop, if on anything."""
+    first = public(facts.recipe.get("first") or {})
+    if not first:
+        return []
+    extra = facts.success("first-train").get("extra") or {}
+    return [
+        f"- Before that: {extra.get('pairs') or 0:,} rows of `{first['preferences'].get('path')}` by objective "
+        f"{first['train']['objective'].get('type')}{_rows_left(extra)}. The results below compare with the model that "
+        "this made."
+    ]
 
 
 def _rounds(facts: Facts, number: int, branch: str) -> str:
@@ -244,7 +260,7 @@ model = AutoModelForCausalLM.from_pretrained("FOLDER or ORG/NAME")
 tokenizer = AutoTokenizer.from_pretrained("FOLDER or ORG/NAME")"""
     else:
         base = hub_id((facts.recipe.get("model") or {}).get("path")) or "the base model's folder"
-        base = f"the merged model of round {number - 1}" if own_base(what, number) else base
+        base = own_base(facts, what, number) or base
         code = f"""from peft import PeftModel
 from transformers import AutoModelForCausalLM
 

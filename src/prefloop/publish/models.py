@@ -37,11 +37,12 @@ def export_model(
     if branch is None and number != facts.chosen()[0]:
         branch = facts.winner(number)
     branch = of_run.check_branch(facts, branch)
-    if own_base(what, number):
+    if own := own_base(facts, what, number):
+        other = "" if facts.recipe.get("first") else ", or the adapter of round 1 (--what adapter --round 1)"
         raise UsageError(
-            f"the adapter of round {number} belongs to the merged model of round {number - 1}, not to the recipe's",
+            f"the adapter of round {number} belongs to {own}, not to the recipe's",
             where=str(run_dir),
-            fix="export the merged model (--what model), or the adapter of round 1 (--what adapter --round 1)",
+            fix=f"export the merged model (--what model){other}",
         )
     source = folder_of(facts, what, number, branch)
     if source is None or not source.is_dir():

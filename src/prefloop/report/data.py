@@ -27,12 +27,14 @@ CARD = {
     "label_mass": ("Label mass", "mean probability of the labels together", 1.0),
 }
 ORDER = (
+    *("first-preferences", "first-train", "first-merge"),
     *("prompts", "preferences", "sample", "rate", "pair", "judgments"),
     *("train", "merge", "heldout", "evaluate", "ability"),
 )
 UNITS = {
     "prompts": "prompts",
     "preferences": "rows",
+    "first-preferences": "rows",
     "heldout": "held-out prompts",
     "sample": "prompts sampled",
     "rate": "prompts rated",
@@ -112,7 +114,9 @@ def collect(run: RunDir) -> dict[str, Any]:
     skipped = {s["name"] for s in manifest.get("stages", []) if s.get("skipped")}
     everything = [part for part in parts if part.name not in skipped]
     parts = _chosen(everything)
-    metrics = [m for m in metrics if m["stage"] in {part.name for part in parts}]
+    # The first stage has another loss and other rows than the loop: its curves have axes of their own.
+    first_metrics = [m for m in metrics if m["stage"] == "first-train"]
+    metrics = [m for m in metrics if m["stage"] in {part.name for part in parts} - {"first-train"}]
     evaluate = dict(((_last(parts, "evaluate") or {}).get("extra") or {}).get("evaluate") or {})
     ability = ((_last(parts, "ability") or {}).get("extra") or {}).get("harness") or {}
     if ability:
@@ -132,6 +136,7 @@ def collect(run: RunDir) -> dict[str, Any]:
         "differences": evaluate.get("differences") or [],
         "flow": _flow(everything),
         "curves": curves(metrics),
+        "first_curves": curves(first_metrics),
         "histograms": histograms([(part.verb, part.folder) for part in parts if part.rows]),
         "judges": _judges(parts),
         "samples": _samples(parts, (recipe.get("evaluate") or {}).get("side_by_side", 20)),
@@ -158,6 +163,7 @@ def _facts(manifest: dict[str, Any], recipe: dict[str, Any], events: list[dict[s
     facts = [
         ("Model", model.get("path")),
         ("Preferences", (recipe.get("preferences") or {}).get("path")),
+        ("First trained on", ((recipe.get("first") or {}).get("preferences") or {}).get("path")),
         ("Signal", " ".join(str(rate[k]) for k in ("type", "mode", "callable") if rate.get(k))),
         ("Objective", ((recipe.get("train") or {}).get("objective") or {}).get("type")),
         ("Device", ", ".join(dict.fromkeys(devices))),
@@ -278,7 +284,7 @@ def _counted(verb: str, success: dict[str, Any]) -> dict[str, Any]:
     }
     if rows:
         step |= {"count": rows["kept"], "unit": UNITS.get(verb, "rows"), "kept": rows["kept"]}
-    if verb in ("preferences", "judgments"):
+    if verb in ("preferences", "judgments", "first-preferences"):
         found = [f"{counts[name]:,.0f} {what}" for name, what in KEPT.items() if counts.get(name)]
         step["detail"] = f"({', '.join(found)})" if found else ""
     if verb == "sample" and counts.get("answers"):
@@ -286,7 +292,7 @@ def _counted(verb: str, success: dict[str, Any]) -> dict[str, Any]:
         step["cut_off"] = counts.get("cut_off", 0) / counts["answers"]
     if verb == "rate" and counts.get("answers"):
         step |= {"count": counts["answers"] - counts.get("unscored", 0), "unit": "answers scored"}
-    if verb == "train" and extra.get("steps"):
+    if verb in ("train", "first-train") and extra.get("steps"):
         lost = extra.get("rejected") or {}
         of = ROWS_OF.get((extra.get("objective") or {}).get("type", ""), "pairs")
         step |= {"count": extra["steps"], "unit": "steps", "detail": f"on {extra['pairs']:,} {of}"}
@@ -339,7 +345,10 @@ def _repeat(manifest: dict[str, Any], recipe: dict[str, Any], parts: list[Part])
 
     settings = {s["name"]: s.get("settings") or {} for s in manifest.get("stages", [])}
     digests = [
-        ("base model", (settings.get("evaluate", {}).get("base") or {}).get("weights")),
+    begun = settings.get("first-train", {}).get("model") or settings.get("evaluate", {}).get("base") or {}
+        ("base model", begun.get("weights")),
+        ("first stage's data", settings.get("first-preferences", {}).get("content")),
+        ("first stage's model", (_last(parts, "first-merge") or {}).get("content")),
         ("prompts", settings.get("prompts", {}).get("content") or settings.get("prompts", {}).get("code")),
         ("held-out prompts", settings.get("heldout", {}).get("content") or settings.get("heldout", {}).get("code")),
         ("preferences", settings.get("preferences", {}).get("content")),

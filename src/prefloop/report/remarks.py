@@ -108,13 +108,14 @@ def _of_judge(card: dict[str, Any]) -> list[str]:
 def _of_flow(flow: list[dict[str, Any]]) -> list[str]:
     found = []
     for part in flow:
+        where = f"Round {part['round']}" if part["round"] else "First stage"
         for step in part["steps"]:
             if step["state"] != "done" or not step["rejected"]:
                 continue
             everything = step["rejected"] + step.get("kept", 0)
             if step["rejected"] > REJECTED_SHARE * everything:
                 share = 100 * step["rejected"] / everything
-                found.append(f"Round {part['round']}, {step['name']}: {share:.0f} % of the rows were rejected.")
+                found.append(f"{where}, {step['name']}: {share:.0f} % of the rows were rejected.")
     for part in flow:
         for step in part["steps"]:
             if step.get("cut_off", 0.0) > CUT_OFF_SHARE:
