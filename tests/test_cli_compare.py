@@ -220,8 +220,14 @@ def test_preference_without_pairs_says_so(other):
 def test_safety(other, tmp_path):
     words = ("evaluate", "safety", "sandbox", f"sharp={other}")
     files = ("--harmful", "sandbox:unknown/heldout", "--benign", "sandbox:questions/heldout", "--limit", 3)
-    found = call(*words, *files, "--score", f"kind={CHECKER}:kindness", *SHORT, "--json", "--out", "out")
+    score = ("--score", f"kind={CHECKER}:kindness", "--perplexity")
+    found = call(*words, *files, *score, *SHORT, "--json", "--out", "out")
     assert set(found["harmful"]["signals"]) == {"refusal", "kind"}
+    likely = found["benign"]["perplexity"]
+    assert (likely["under"], likely["n"], list(likely["differences"])) == ("sandbox", 3, ["sharp"])
+    assert likely["models"]["sandbox"]["value"] > 1
+    page = (tmp_path / "out" / "safety.html").read_text()
+    assert "perplexity of sharp&#39;s answers against sandbox&#39;s own under sandbox" in page
     assert found["refusals_by"] == "rules"
     assert set(found["not_measured"]) == {"harmlessness", "helpfulness"}
     assert {p.name for p in (tmp_path / "out").iterdir()} == {

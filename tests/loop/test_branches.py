@@ -31,6 +31,7 @@ def branched(tmp_path_factory):
             "judge": {"type": "function", "callable": "scorers:vowels"},
             "also": [{"type": "function", "callable": "scorers:letters"}],
             "unmerged": True,
+            "perplexity": True,
             "checkers": {"own": {"letters": "scorers:letters"}},
         },
     )
@@ -69,6 +70,21 @@ def test_one_branch_is_a_run_with_a_name(tmp_path):
     before = project.contents()
     project.run_here()
     assert project.contents() == before
+
+
+def test_perplexity_of_every_branch_under_the_base(branched):
+    project, summary = branched
+    found = {name: said["perplexity"] for name, said in summary["evaluate"]["branches"].items()}
+    assert found["letters"]["base"] == found["vowels"]["base"]
+    for figure in found.values():
+        assert figure["base"]["value"] > 1
+        change = figure["aligned"]["nll"]["value"] - figure["base"]["nll"]["value"]
+        assert figure["difference"]["value"] == pytest.approx(change)
+    assert summary["evaluate"]["perplexity"] == found[summary["evaluate"]["winner"]]
+    page = (project.run_dir / "report.html").read_text()
+    assert "perplexity under the base" in page
+    card = (project.run_dir / "model" / "README.md").read_text()
+    assert "perplexity of the answers under the base" in card
 
 
 def test_models_are_compared_in_pairs_and_signals_with_each_other(branched):

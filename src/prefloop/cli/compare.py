@@ -101,6 +101,9 @@ def safety(
     ] = None,
     score: Annotated[list[str] | None, typer.Option(help="Reward model, as --signal of `compare`.")] = None,
     cost: Annotated[list[str] | None, typer.Option(help="Cost model, of which less is better.")] = None,
+    perplexity: Annotated[
+        bool, typer.Option("--perplexity", help="Perplexity of all answers under the first of the models.")
+    ] = False,
     out: Out = Path("runs/safety"),
     n: Samples = None,
     temperature: Temperature = None,
@@ -114,6 +117,7 @@ def safety(
     """Harmlessness, refusals and over-refusals of models, next to their helpfulness."""
     from prefloop.config import JudgeSignalSection
     from prefloop.evaluate.compare import sentences
+    from prefloop.evaluate.perplexity import sentences as said
     from prefloop.evaluate.safety import HARMLESSNESS, HELPFULNESS, REFUSAL
     from prefloop.measure.comparing import How
     from prefloop.measure.comparing import safety as run
@@ -137,12 +141,16 @@ def safety(
             costs,
             how,
             progress,
+            perplexity,
         )
     console = results(as_json=as_json)
     for side, title in (("harmful", "on harmful prompts"), ("benign", "on harmless prompts")):
         _tables(console, summary[side], f" {title}")
         for line in sentences(summary[side]):
             _say(console, f"{title}: {line}")
+        if "perplexity" in summary[side]:
+            for line in said(summary[side]["perplexity"]):
+                _say(console, f"{title}: {line}")
     if summary["refusals_by"] == "rules":
         _say(console, "refusals: by English string rules alone, so the rates are a floor; a --judge tells the rest")
     for name, why in summary["not_measured"].items():

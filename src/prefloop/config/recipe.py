@@ -35,6 +35,11 @@ class EvaluateSection(Section):
     unmerged: bool = Field(
         False, description="Measure trained adapters as they are too, beside the models they were merged into."
     )
+    perplexity: bool = Field(
+        False,
+        description="Perplexity of both models' answers under the loop's first model: whether alignment cost the "
+        "language its form.",
+    )
     checkers: dict[str, dict[str, str]] = Field(
         default_factory=dict,
         description="Group -> name -> `module:name` of functions that give a rate for one answer, 0..1 or None.",
@@ -52,7 +57,7 @@ class EvaluateSection(Section):
 
     @model_validator(mode="after")
     def _groups(self) -> EvaluateSection:
-        if taken := {"win_rate", "lengths", "not_measured", "harness"} & set(self.checkers):
+        if taken := {"win_rate", "lengths", "not_measured", "harness", "perplexity"} & set(self.checkers):
             raise ValueError(f"a group of checkers cannot be called {taken.pop()}: that name is taken")
         return self
 
@@ -65,11 +70,6 @@ class BranchSection(Section):
     train: TrainSection = TrainSection()
 
 
-class StopSection(Section):
-    """When rounds end early. The run's model is then the one before the round that broke a rule."""
-
-    win_rate_falls: bool = Field(
-        True, description="The win rate against the first model is below the interval of the round before."
 class FirstSection(Section):
     """Training before the loop, by objective `sft` unless it names another. The loop begins with what it made."""
 
@@ -99,6 +99,11 @@ class FirstSection(Section):
         return self
 
 
+class StopSection(Section):
+    """When rounds end early. The run's model is then the one before the round that broke a rule."""
+
+    win_rate_falls: bool = Field(
+        True, description="The win rate against the first model is below the interval of the round before."
     )
     length_growth: float | None = Field(
         0.3, gt=0, description="Answers are longer than the first model's by more than this share."
@@ -132,16 +137,16 @@ class Recipe(Section):
     model: ModelSection
     prompts: PromptsSection | None = None
     preferences: PreferencesSection | None = None
-    seed: int = Field(0, description="Of sampling, random pairing and training.")
-    rounds: int = Field(1, gt=0, description="The merged model samples again, on prompts not used before.")
-    stop: StopSection | None = Field(StopSection(), description="When rounds end early; null: never.")
-    sample: SampleSection | None = None
-    rate: SignalSection | None = None
     first: FirstSection | None = Field(
         None,
         description="Training before the loop, such as SFT; the loop, its reference and its measurement then begin "
         "with the model that it made.",
     )
+    seed: int = Field(0, description="Of sampling, random pairing and training.")
+    rounds: int = Field(1, gt=0, description="The merged model samples again, on prompts not used before.")
+    stop: StopSection | None = Field(StopSection(), description="When rounds end early; null: never.")
+    sample: SampleSection | None = None
+    rate: SignalSection | None = None
     pair: PairSection | None = None
     train: TrainSection = TrainSection()
     branches: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], BranchSection] = Field(
@@ -263,11 +268,6 @@ class Recipe(Section):
         assert self.prompts is not None and self.sample is not None  # noqa: PT018
         return Sampled(self.prompts, self.sample)
 
-    @property
-    def ways(self) -> dict[str, Way]:
-        """The branches by name; a recipe without any has one, without a name."""
-        if not self.branches:
-            return {"": Way(self.rate, self.pair, self.train)}
     def training(self, round_number: int, branch: str = "") -> tuple[PreferencesSection | None, TrainSection]:
         """The file that a training reads, where it reads one, and its settings; round 0 is the first stage."""
         if round_number == 0:
@@ -275,6 +275,11 @@ class Recipe(Section):
             return self.first.preferences, self.first.train
         return self.preferences, self.ways[branch].train
 
+    @property
+    def ways(self) -> dict[str, Way]:
+        """The branches by name; a recipe without any has one, without a name."""
+        if not self.branches:
+            return {"": Way(self.rate, self.pair, self.train)}
         return {name: Way(branch.rate, branch.pair, branch.train) for name, branch in self.branches.items()}
 
 

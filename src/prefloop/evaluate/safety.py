@@ -13,6 +13,7 @@ from typing import Any
 from prefloop.backends.base import Backend
 from prefloop.config import JudgeSignalSection
 from prefloop.evaluate.compare import Compared, compare_answers
+from prefloop.evaluate.perplexity import perplexity
 from prefloop.evaluate.refusals import RefusalSignal
 from prefloop.evaluate.several import Comparer
 from prefloop.records import CandidatesRow
@@ -46,6 +47,7 @@ def safety(
     costs: Sequence[Comparer] = (),
     judge: JudgeSignalSection | None = None,
     backends: Mapping[str, Backend] | None = None,
+    language: Backend | None = None,
     resamples: int = 10_000,
     seed: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
@@ -60,11 +62,14 @@ def safety(
         scores, costs: reward models, and cost models (more is worse), asked about both sets.
         judge: who tells refusals which the string rules do not catch; None: rules alone, and the rates are a floor.
         backends: the judge's models, by its names for them.
+        language: the first of the models itself, by whose probabilities the answers' perplexity is measured; None: it
+            is not.
         resamples, seed, on_progress, on_judged: as for `compare.compare_answers`; of each set of prompts.
 
     Returns:
         Under `signals` of `harmful`: refusal (the rate of each model, its differences), harmlessness, scores; of
         `benign`: refusal (over-refusal), helpfulness, scores.
+        With `language`, `perplexity` in both: what `perplexity.perplexity` says.
 
     Raises:
         PrefloopError: the judge said too seldom whether an answer refuses.
@@ -92,8 +97,12 @@ def safety(
         )
         for answers, signals in ((harmful, on_harmful), (benign, on_benign))
     ]
-    for compared in found:
+    for compared, answers in zip(found, (harmful, benign), strict=True):
         _reword(compared.summary["signals"][REFUSAL])
+        if language is not None:
+            first = next(iter(answers))
+            likely = perplexity(answers, language, first=first, resamples=resamples, seed=seed)
+            compared.summary["perplexity"] = likely | {"under": first}
     missing = {
         HARMLESSNESS: None if harmlessness else "no judge compares harmlessness",
         HELPFULNESS: None

@@ -12,6 +12,7 @@ from prefloop.config import EvaluateSection
 from prefloop.evaluate.agreement import agreement
 from prefloop.evaluate.answers import join
 from prefloop.evaluate.contrasts import contrast, decide
+from prefloop.evaluate.perplexity import BASE, of_pair, perplexity
 from prefloop.evaluate.run import evaluate
 from prefloop.evaluate.win_rate import Comparison, compare
 from prefloop.records import CandidatesRow, prompt_id
@@ -47,6 +48,7 @@ def measure(
     section: EvaluateSection,
     comparers: Sequence[Comparer],
     *,
+    language: Backend | None = None,
     seed: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Measured:
@@ -56,6 +58,7 @@ def measure(
         base, models: answers to the same prompts.
         section: checkers and bootstrap.
         comparers: who compares; the first one's verdicts are the win rate. Empty: nobody, and there is none.
+        language: the base itself, by whose probabilities the answers' perplexity is measured; None: it is not.
         seed: of the bootstraps.
         on_progress: told (rows compared, rows in all), of one comparison after the other.
 
@@ -66,10 +69,17 @@ def measure(
     """
     found = Measured({})
     said: dict[str, dict[str, Any]] = {}
+    likely = (
+        None
+        if language is None
+        else perplexity({BASE: base, **models}, language, resamples=section.bootstrap, seed=seed)
+    )
     main, signal, backends = comparers[0] if comparers else ("", None, {})
     for name, answers in models.items():
         evaluated = evaluate(base, answers, section, signal, backends, seed=seed, on_progress=on_progress)
         said[name] = evaluated.summary
+        if likely is not None:
+            said[name]["perplexity"] = of_pair(likely, name)
         mine = found.comparisons[name] = {main: evaluated.comparison}
         for other in comparers[1:]:
             rows = join(base, answers)

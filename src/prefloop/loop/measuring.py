@@ -27,6 +27,7 @@ def run_evaluate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str)
     """The round's models against the loop's first model on the held-out prompts, decoded alike."""
     from prefloop.evaluate.several import Comparer, measure
     from prefloop.loop.plan import evaluation_sample, evaluation_signals
+    from prefloop.signals.base import Need
     from prefloop.signals.build import build, check, check_prompts
 
     recipe, prompts = bench.recipe, list(rows_of(bench, "heldout"))
@@ -60,7 +61,11 @@ def run_evaluate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str)
         name = f"{signal.name} ({same + 1})" if same else signal.name
         comparers.append(Comparer(name, signal, bench.backends(needs)))
     unmerged = {name: kept.pop(name) for name in list(kept) if name.endswith(UNMERGED)}
-    measured = measure(base, kept, recipe.evaluate, comparers, seed=recipe.seed, on_progress=compared)
+    # Its probabilities are of the very tokens that were sampled.
+    language = bench.backends({"": Need(bench.loop.base)})[""] if recipe.evaluate.perplexity else None
+    measured = measure(
+        base, kept, recipe.evaluate, comparers, language=language, seed=recipe.seed, on_progress=compared
+    )
     for name, rows in unmerged.items():
         one = measure(base, {name: rows}, recipe.evaluate, comparers[:1], seed=recipe.seed, on_progress=compared)
         merged = kept[name.removesuffix(UNMERGED)]

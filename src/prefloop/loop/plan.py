@@ -219,6 +219,7 @@ class _Planner:
             },
             "bootstrap": recipe.evaluate.bootstrap,
             "unmerged": recipe.evaluate.unmerged,
+            "perplexity": recipe.evaluate.perplexity,
             "base": self.base,
             "seed": recipe.seed,
         }

@@ -110,6 +110,7 @@ def safety(
     costs: Mapping[str, SignalSection],
     how: How,
     progress: Progress,
+    likely: bool = False,
 ) -> dict[str, Any]:
     """Compare models' answers to harmful and to harmless prompts and write safety.json, answers-….csv, safety.html.
 
@@ -118,6 +119,7 @@ def safety(
         judge: a pairwise judge: it compares harmlessness and helpfulness by their rubrics, and tells refusals that no
             rule catches.
         scores, costs: reward and cost models by name.
+        likely: measure the perplexity of all answers under the first model.
 
     Raises:
         UsageError: models, prompts or signals cannot be used, or two signals have one name.
@@ -151,6 +153,7 @@ def safety(
             costs=comparers(models, given, costs, how.seed),
             judge=judge,
             backends=by[HARMLESSNESS].backends if by else None,
+            language=models.get(given[0].model) if likely else None,
             resamples=how.resamples,
             seed=how.seed,
             on_progress=_shown(progress, "comparisons"),

@@ -236,6 +236,10 @@ def _results(facts: Facts, what: What, number: int, branch: str) -> str:
     if {"base", "aligned"} <= lengths.keys():
         chars = (f"{lengths[side]['chars']:.1f}" for side in ("base", "aligned"))
         rows.append(("mean characters of an answer", *chars, "", ""))
+    likely = evaluate.get("perplexity") or {}
+    if likely.get("difference"):
+        both = (f"{likely[side]['value']:.2f}" for side in ("base", "aligned"))
+        rows.append(("perplexity of the answers under the base", *both, "", f"{likely['n']:,}"))
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     text = (
         f"{title}\n\nOn held-out prompts, decoded alike; 95 % intervals by bootstrap over the prompts. A win rate is "

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prefloop.evaluate.compare import COST, WIN, Compared, sentences
+from prefloop.evaluate.perplexity import sentences as said
 from prefloop.report.charts import interval
 from prefloop.report.render import render
 
@@ -34,6 +35,7 @@ def _part(compared: Compared) -> dict[str, Any]:
         "sentences": sentences(summary),
         "signals": [_signal(name, found) for name, found in summary["signals"].items()],
         "lengths": summary["lengths"],
+        "perplexity": said(summary["perplexity"]) if "perplexity" in summary else [],
         "agreement": [entry for entry in summary["agreement"] if entry["n"]],
         "answers": _answers(compared),
     }

@@ -132,11 +132,12 @@ def collect(run: RunDir) -> dict[str, Any]:
         "validation": _validation(parts),
         "measures": measures(evaluate),
         "lengths": evaluate.get("lengths"),
+        "perplexity": evaluate.get("perplexity"),
         "models": _models(everything),
         "differences": evaluate.get("differences") or [],
         "flow": _flow(everything),
-        "curves": curves(metrics),
         "first_curves": curves(first_metrics),
+        "curves": curves(metrics),
         "histograms": histograms([(part.verb, part.folder) for part in parts if part.rows]),
         "judges": _judges(parts),
         "samples": _samples(parts, (recipe.get("evaluate") or {}).get("side_by_side", 20)),
@@ -162,8 +163,8 @@ def _facts(manifest: dict[str, Any], recipe: dict[str, Any], events: list[dict[s
     rate = recipe.get("rate") or (recipe.get("evaluate") or {}).get("judge") or {}
     facts = [
         ("Model", model.get("path")),
-        ("Preferences", (recipe.get("preferences") or {}).get("path")),
         ("First trained on", ((recipe.get("first") or {}).get("preferences") or {}).get("path")),
+        ("Preferences", (recipe.get("preferences") or {}).get("path")),
         ("Signal", " ".join(str(rate[k]) for k in ("type", "mode", "callable") if rate.get(k))),
         ("Objective", ((recipe.get("train") or {}).get("objective") or {}).get("type")),
         ("Device", ", ".join(dict.fromkeys(devices))),
@@ -344,8 +345,8 @@ def _repeat(manifest: dict[str, Any], recipe: dict[str, Any], parts: list[Part])
     import yaml
 
     settings = {s["name"]: s.get("settings") or {} for s in manifest.get("stages", [])}
-    digests = [
     begun = settings.get("first-train", {}).get("model") or settings.get("evaluate", {}).get("base") or {}
+    digests = [
         ("base model", begun.get("weights")),
         ("first stage's data", settings.get("first-preferences", {}).get("content")),
         ("first stage's model", (_last(parts, "first-merge") or {}).get("content")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from prefloop.evaluate.perplexity import in_words
 from prefloop.evaluate.stats import says_nothing
 
 FEW = 30
@@ -25,6 +26,8 @@ def headline(summary: dict[str, Any]) -> list[str]:
     if "win_rate" in missing:
         lines.append(f"no win rate: {missing['win_rate']}")
         lines += _validation(summary)
+    if likely := evaluate.get("perplexity"):
+        lines.append(in_words(likely))
     for group in evaluate.values():
         for name, figure in group.items() if isinstance(group, dict) else ():
             if not isinstance(figure, dict) or "difference" not in figure:
