@@ -24,7 +24,8 @@ class Message(TypedDict):
     OpenAI and transformers write them, with their arguments as an object:
     `[{"id": …, "type": "function", "function": {"name": …, "arguments": {…}}}]`; a turn of role tool, the result of
     one, may say which with `tool_call_id` and `name`. One turn of a prompt, as a rule the first, may have `tools`:
-    what the model is offered throughout, as JSON schemas of functions.
+    what the model is offered throughout, as JSON schemas of functions. A system message in a request, never in a row,
+    may say with `note` which end of its content is an attribute's note (`signals.attribute.with_note`).
     """
 
     role: str
@@ -33,6 +34,7 @@ class Message(TypedDict):
     tool_call_id: NotRequired[str]
     name: NotRequired[str]
     tools: NotRequired[list[dict[str, Any]]]
+    note: NotRequired[str]
 
 
 EXTRAS = ("tool_calls", "tool_call_id", "name", "tools")

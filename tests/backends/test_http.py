@@ -145,6 +145,18 @@ def test_tools_go_beside_the_messages_and_arguments_as_text(connect):
     assert body["messages"][2]["tool_call_id"] == "1"
 
 
+def test_a_note_goes_as_a_system_message_and_nothing_beside_it(connect):
+    from prefloop.backends.base import freeze
+    from prefloop.signals.attribute import with_note
+
+    with FakeServer() as server:
+        connect(server).answer(
+            [GenerateRequest(freeze(with_note([{"role": "user", "content": "q"}], "Be kind.")), SOME)]
+        )
+        body = server.asked[0].body
+    assert body["messages"] == [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "q"}]
+
+
 def test_every_sample_has_its_own_seed_and_keeps_it(connect):
     requests = [ask("a"), ask("a", 1), ask("b"), ask("a", sampling=Sampling(16, seed=1))]
     with FakeServer() as server:

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prefloop.backends.base import freeze, thaw
 from prefloop.errors import UsageError
+from prefloop.records import prompt_id
 from prefloop.sandbox.phrases import NOTES
 from prefloop.signals.attribute import FOLDER, Attribute, contrasts, load, load_all, with_note
 
@@ -65,7 +67,11 @@ def test_a_note_changes_the_system_message_alone(turns, note, system):
     assert noted[0]["role"] == "system"
     assert noted[0]["content"].endswith(note)
     assert noted[0]["content"].startswith(system or "")
+    assert noted[0]["note"] == note
     assert with_note(prompt, "") == prompt
+    # The mark is a matter of rendering: ids and the sampler's draws go by the texts.
+    assert prompt_id(noted) == prompt_id([{**noted[0], "note": "other"}, *turns])
+    assert thaw(freeze(noted)) == noted
 
 
 def test_a_file_of_ones_own(tmp_path):

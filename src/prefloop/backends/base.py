@@ -25,7 +25,7 @@ from typing import Any, ClassVar, Literal
 from prefloop.records import Message, canonical_json, extras
 
 Frozen = tuple[tuple[str, ...], ...]
-"""Messages as a hashable tuple of (role, content), with a third text, JSON, for a turn with tools; see `freeze`."""
+"""Messages as a hashable tuple of (role, content), with a third text, JSON, where a turn has more; see `freeze`."""
 
 
 @dataclass(frozen=True)
@@ -239,8 +239,12 @@ class Arrival:
 
 
 def freeze(messages: Sequence[Message]) -> Frozen:
-    """Messages as a hashable tuple of (role, content), or (role, content, JSON of `records.extras`)."""
-    return tuple((m["role"], m["content"], *(canonical_json(e) for e in filter(None, [extras(m)]))) for m in messages)
+    """Messages as a hashable tuple of (role, content), or (role, content, JSON of `records.extras` and the note)."""
+    beside = [extras(m) | ({"note": m["note"]} if "note" in m else {}) for m in messages]
+    return tuple(
+        (m["role"], m["content"], *(canonical_json(e) for e in filter(None, [more])))
+        for m, more in zip(messages, beside, strict=True)
+    )
 
 
 def thaw(messages: Frozen) -> list[Message]:

@@ -138,6 +138,7 @@ def _messages(frozen: Frozen) -> tuple[list[dict[str, Any]], list[Any]]:
     messages: list[dict[str, Any]] = [dict(message) for message in thaw(frozen)]
     tools = messages[0].pop("tools", []) if messages else []
     for message in messages:
+        message.pop("note", None)  # it is in the content too, and where a server puts that is its own business
         if "tool_calls" in message:
             message["tool_calls"] = [_api_tool_call(call) for call in message["tool_calls"]]
     return messages, tools

@@ -27,6 +27,7 @@ from typing import Any, cast
 
 from prefloop.config import ModelSection
 from prefloop.engine.load import LOAD_ERRORS, adapter_base, load_fix, resolve_model_path
+from prefloop.engine.notes import in_label, label_end, unmarked, without_notes
 from prefloop.engine.templates import TEMPLATE_DATE, choose_template, fix_date
 from prefloop.errors import UsageError
 from prefloop.records import Message, extras
@@ -178,7 +179,8 @@ def render(tokenizer: Any, messages: Sequence[Message], *, answered: bool = Fals
     """The text that the template makes, generation prompt included.
 
     One rule for templates that have no system role (they raise, or leave the message out): the system message goes
-    in front of the first user message, with an empty line between.
+    in front of the first user message, with an empty line between. An attribute's note goes into the label of the
+    assistant's turn, where the template writes one (`engine/notes.py`).
 
     Args:
         answered: the last message is the answer, so no generation prompt follows.
@@ -197,9 +199,15 @@ def render(tokenizer: Any, messages: Sequence[Message], *, answered: bool = Fals
                 f"the chat template leaves out {' and '.join(lost)}, which these messages have",
                 fix="take a model whose template knows tools, or set `template` to a file that does",
             )
+    note, end = "", None
     if any(m["role"] == "system" for m in messages) and not _takes_system(tokenizer, tokenizer.chat_template):
+        if not answered and any("note" in m for m in messages):
+            end = _label_end(tokenizer, tokenizer.chat_template)
+        if end is not None:
+            messages, note = without_notes(messages)
         messages = fold_system(messages)
-    return _apply_template(tokenizer, messages, add_generation_prompt=not answered)
+    text = _apply_template(tokenizer, [unmarked(m) for m in messages], add_generation_prompt=not answered)
+    return text if end is None else in_label(text, end, note)
 
 
 def fold_system(messages: Sequence[Message]) -> list[Message]:
@@ -254,6 +262,15 @@ def _takes_system(tokenizer: Any, template: str) -> bool:
         return mark in _apply_template(tokenizer, turns, add_generation_prompt=True)
     except PromptError:
         return False
+
+
+@functools.lru_cache(maxsize=32)
+def _label_end(tokenizer: Any, template: str) -> str | None:
+    """How the label ends that a prompt ends with, see `notes.label_end`; `template` as for `_takes_system`."""
+    question = "a question"
+    text = _apply_template(tokenizer, [{"role": "user", "content": question}], add_generation_prompt=True)
+    _, there, tail = text.rpartition(question)
+    return label_end(_special_pattern(tokenizer).split(tail)[-1]) if there else None
 
 
 @functools.lru_cache(maxsize=32)

@@ -106,14 +106,19 @@ def _pair(pair: Mapping[str, Any], row: Mapping[str, Any], calls: Any, tokenizer
     }
 
 
+def _texts(messages: Any) -> list[list[str]]:
+    """Roles and contents alone."""
+    return [[role, content] for role, content, *_ in messages]
+
+
 def _answer(
     row: Mapping[str, Any], completion: Mapping[str, Any], reward: float, calls: Any, tokenizer: Any
 ) -> dict[str, Any]:
     ids = list(completion["token_ids"] or ())
     asked = calls[row["id"], json.dumps([completion["text"], ids])]
     if (contrast := completion.get("contrast")) is not None:
-        prompts = [json.loads(json.dumps(freeze(with_note(row["prompt"], contrast[side])))) for side in SIDES]
-        asked = [next(call for call in asked if call[0] == prompt) for prompt in prompts]
+        prompts = [_texts(freeze(with_note(row["prompt"], contrast[side]))) for side in SIDES]
+        asked = [next(call for call in asked if _texts(call[0]) == prompt) for prompt in prompts]
     # Positive and negative notes by turns, of one attribute after the other; a score is the mean over attributes.
     count = len(asked[0][1])
     gains = [

@@ -114,14 +114,15 @@ def contrasts(
 
 
 def with_note(prompt: Sequence[Message], note: str) -> list[Message]:
-    """The prompt with a note in its system message, which is made where there is none.
+    """The prompt with a note in its system message, which is made where there is none and says what of it is the note.
 
-    A template without a system role puts it in front of the first user turn (`engine.tokens.fold_system`).
+    A template without a system role puts the note into the label of the assistant's turn (`ASSISTANT (Be kind):`), or,
+    where it writes no label, in front of the first user turn (`engine.tokens.render`).
     """
     if not note:
         return list(prompt)
     first = prompt[0]
     if first["role"] != "system":
-        return [{"role": "system", "content": note}, *prompt]
-    joined: Message = {**first, "content": "\n".join(filter(None, [first["content"], note]))}
+        return [{"role": "system", "content": note, "note": note}, *prompt]
+    joined: Message = {**first, "content": "\n".join(filter(None, [first["content"], note])), "note": note}
     return [joined, *prompt[1:]]
