@@ -8,7 +8,6 @@ or data.
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 from pathlib import Path
@@ -19,10 +18,12 @@ from rich.console import Console
 from rich.markup import escape
 
 from prefloop import __version__
+from prefloop.cli import cache as cli_cache
 from prefloop.cli import compare as cli_compare
 from prefloop.cli import cut as cli_cut
 from prefloop.cli import evaluate as cli_evaluate
 from prefloop.cli import publish as cli_publish
+from prefloop.cli.cache import cache_path
 from prefloop.errors import Interrupted, PrefloopError, UsageError
 from prefloop.ui.console import results
 from prefloop.ui.table import print_table as _table
@@ -35,8 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-cache_app = typer.Typer(help="The store of answers, scores and verdicts.", no_args_is_help=True)
-app.add_typer(cache_app, name="cache")
+app.add_typer(cli_cache.cache, name="cache")
 app.add_typer(cli_evaluate.app, name="evaluate")
 app.add_typer(cli_publish.votes, name="votes")
 app.command()(cli_publish.export)
@@ -52,11 +52,6 @@ Json = Annotated[bool, typer.Option("--json", help="Print the machine-readable r
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would run and what is done; run nothing.")]
 PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the recipe with every setting; run nothing.")]
 Plain = Annotated[bool, typer.Option("--plain", help="Plain lines instead of a live display.")]
-
-
-def cache_path() -> Path:
-    """The project's cache: `$PREFLOOP_CACHE`, or `.prefloop/cache.db` in the current folder."""
-    return Path(os.environ.get("PREFLOOP_CACHE") or ".prefloop/cache.db")
 
 
 def _version(value: bool) -> None:
@@ -385,79 +380,6 @@ def doctor(as_json: Json = False) -> None:
         print(json.dumps({"checks": checks}))
     if any(c["state"] == "fail" for c in checks):
         raise typer.Exit(1)
-
-
-@cache_app.command("ls")
-def cache_ls(as_json: Json = False) -> None:
-    """List what is stored, by kind and model."""
-    from prefloop.store.cache import Cache
-
-    path = cache_path()
-    groups: list[Any] = []
-    if path.exists():
-        with Cache(path) as cache:
-            groups = cache.ls()
-    _table(
-        results(as_json=as_json),
-        f"cache {path}",
-        ["kind", "model", "entries", "bytes", "oldest", "newest"],
-        [list(g.values()) for g in groups],
-    )
-    if as_json:
-        print(json.dumps({"path": str(path), "entries": groups}))
-
-
-@cache_app.command("show")
-def cache_show(
-    key: Annotated[str, typer.Argument(help="First digits of an entry's key; any entry without it.")] = "",
-    kind: Annotated[str | None, typer.Option(help="Only entries of this kind (see ls).")] = None,
-    model: Annotated[str | None, typer.Option(help="Only entries of this model (see ls).")] = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Entries to show.")] = 1,
-    as_json: Json = False,
-) -> None:
-    """Show the newest answers; of a server's, what was sent and what came back, word for word."""
-    from prefloop.store.cache import Cache
-
-    path = cache_path()
-    entries: list[Any] = []
-    if path.exists():
-        with Cache(path) as cache:
-            entries = cache.show(key, kind, model, limit)
-    if not entries:
-        raise UsageError("no such entry is in the cache", where=str(path), fix="see prefloop cache ls")
-    console = results(as_json=as_json)
-    for entry in entries:
-        call = entry["call"] or {}
-        console.print(escape(f"{entry['kind']} {entry['key']} of {entry['model']}, {entry['created']}"), style="bold")
-        for name, text in (("sent", call.get("request")), ("came back", call.get("response")), ("is", entry["value"])):
-            if text is not None:
-                shown = text if isinstance(text, str) else json.dumps(text, ensure_ascii=False, indent=2)
-                console.print(f"{name}: {escape(shown)}", soft_wrap=True)
-    if as_json:
-        print(json.dumps({"entries": entries}, ensure_ascii=False))
-
-
-@cache_app.command("prune")
-def cache_prune(
-    kind: Annotated[str | None, typer.Option(help="Only entries of this kind (see ls).")] = None,
-    model: Annotated[str | None, typer.Option(help="Only entries of this model (see ls).")] = None,
-    older_than_days: Annotated[float | None, typer.Option(min=0, help="Only entries older than this.")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Empty the cache.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Delete stored answers; runs that need them compute them again."""
-    from prefloop.store.cache import Cache
-
-    if not everything and kind is None and model is None and older_than_days is None:
-        raise UsageError("nothing says what to delete", fix="give --kind, --model, --older-than-days or --all")
-    path = cache_path()
-    removed, freed = 0, 0
-    if path.exists():
-        with Cache(path) as cache:
-            removed, freed = cache.prune(kind=kind, model=model, older_than_days=older_than_days)
-    results(as_json=as_json).print(f"{removed} entries deleted, {freed} bytes freed")
-    if as_json:
-        print(json.dumps({"deleted": removed, "bytes_freed": freed}))
 
 
 def _run_folder(path: Path) -> Path:

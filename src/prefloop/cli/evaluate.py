@@ -66,7 +66,7 @@ def alpaca_eval(
     The verdicts are a run's on its model (--run), a file's (--annotations), or made now (--outputs, --reference and
     --judge). The stock alpaca_eval CLI runs offline on what is written; the command for it is printed.
     """
-    from prefloop.cli.commands import cache_path
+    from prefloop.cli.cache import cache_path
     from prefloop.evaluate.alpaca_eval import read_annotations
     from prefloop.evaluate.alpaca_folder import write_folder
     from prefloop.measure import annotating
@@ -156,7 +156,7 @@ def labels(
     as_json: Json = False,
 ) -> None:
     """Compare signals with labels before anything is trained on them, beside "longest" and "random"."""
-    from prefloop.cli.commands import cache_path
+    from prefloop.cli.cache import cache_path
     from prefloop.config import ModelSection, PreferencesSection
     from prefloop.evaluate.labels import against_labels
     from prefloop.inputs.preferences import PreferenceReader
