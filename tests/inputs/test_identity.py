@@ -10,8 +10,8 @@ import pytest
 
 from prefloop.config import PreferencesSection, PromptsSection
 from prefloop.errors import UsageError
+from prefloop.inputs.hub import _refuse
 from prefloop.inputs.identity import identity
-from prefloop.inputs.readers import _refuse_hub
 
 
 def section(path: Path | str, **settings: object) -> PromptsSection:
@@ -105,4 +105,4 @@ def test_it_loads_nothing_heavy(tmp_path: Path) -> None:
 )
 def test_a_hub_set_that_does_not_load_says_what_to_do(words: str, fix: str) -> None:
     with pytest.raises(UsageError, match=fix):
-        _refuse_hub("hub:a/b", "x", ValueError(words))
+        _refuse("hub:a/b", "x", ValueError(words))

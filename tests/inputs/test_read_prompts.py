@@ -14,8 +14,8 @@ import pytest
 from prefloop.config import PromptsSection
 from prefloop.errors import UsageError
 from prefloop.inputs import Problem, TokenLimit, read_prompts
+from prefloop.inputs.encoding import guess_encoding
 from prefloop.inputs.prompts import PromptReader
-from prefloop.inputs.readers import guess_encoding
 from prefloop.records import prompt_id
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from prefloop.config import PreferencesSection, PromptsSection
 from prefloop.errors import UsageError
-from prefloop.inputs.readers import container_of, format_of, hub_name
+from prefloop.inputs import hub
+from prefloop.inputs.readers import container_of, format_of
 from prefloop.store.fingerprint import Memo, code_digest, file_digest, folder_digest
 
 
@@ -32,7 +33,7 @@ def identity(section: PromptsSection | PreferencesSection, seed: int = 0, memo: 
     if container == "sandbox":
         return settings | {"path": section.path, "code": code_digest("sandbox"), "seed": seed}
     if container == "hub":
-        name, config = hub_name(section.path)
+        name, config = hub.name_of(section.path)
         return settings | {"split": section.split, "config": config, "content": _hub_content(name, memo)}
     path = Path(section.path)
     if not path.is_file():

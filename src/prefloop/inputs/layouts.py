@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from prefloop.inputs import ballots, judgments
+from prefloop.inputs import ballots, judgments, sharegpt
 from prefloop.inputs.hh import SPEAKER, dialogue
 from prefloop.inputs.lima import lima_prompt
 from prefloop.inputs.messages import Fault, messages_of, order_faults, text_fault
@@ -242,61 +242,25 @@ def _unpaired(value: Mapping[str, Any]) -> Answers:
 
 # ------------------------------------------------------------------------------------------- lists of conversations
 
-_ROLES = {"human": "user", "gpt": "assistant", "function_call": "assistant", "observation": "tool"}
-
-
-def _sharegpt_turns(value: Any, at: str) -> tuple[list[Message], list[Fault]]:
-    """Turns of {from, value} as messages; faults name the keys that the file has."""
-    if isinstance(value, list):
-        value = [_renamed(turn) if isinstance(turn, dict) and "role" not in turn else turn for turn in value]
-    turns, faults = messages_of(value, at)
-    keys = {".role": ".from", ".content": ".value", ".tool_calls": ".value"}
-    for old, new in keys.items():
-        faults = [replace(f, field=f.field.removesuffix(old) + new) if f.field.endswith(old) else f for f in faults]
-    return turns, faults
-
-
-def _renamed(turn: Mapping[str, Any]) -> dict[str, Any]:
-    others = {key: other for key, other in turn.items() if key not in ("from", "value")}
-    if "from" in turn:
-        speaker = turn["from"]
-        others["role"] = _ROLES.get(speaker, speaker) if isinstance(speaker, str) else speaker
-    if turn.get("from") == "function_call":
-        others |= {"content": "", "tool_calls": turn.get("value")}  # one call, or a list of them, as JSON text
-    elif "value" in turn:
-        others["content"] = turn["value"]
-    return others
-
-
-def _with_system(value: Mapping[str, Any], turns: list[Message]) -> tuple[list[Message], list[Fault]]:
-    """The turns behind the system message of the column of that name, if there is one."""
-    system = value.get("system")
-    if system is None or (isinstance(system, str) and not system.strip()):
-        return turns, []
-    fault = text_fault(system, "system")
-    if fault is None and turns and turns[0]["role"] == "system":
-        fault = Fault("role_order", "system", "the conversation has a system message of its own", "keep one of them")
-    return ([], [fault]) if fault else ([{"role": "system", "content": system}, *turns], [])
-
 
 def _sharegpt(value: Mapping[str, Any]) -> Answers:
-    turns, faults = _sharegpt_turns(value.get("conversations"), "conversations")
+    turns, faults = sharegpt.turns_of(value.get("conversations"), "conversations")
     if not faults:
-        turns, faults = _with_system(value, turns)
+        turns, faults = sharegpt.with_system(value, turns)
     return Answers(faults=faults) if faults else _demonstration(turns, "conversations")
 
 
 def _sharegpt_pairs(value: Mapping[str, Any]) -> Answers:
     """`conversations` is the prompt; `chosen` and `rejected` are one turn each (LLaMA-Factory's ranking data)."""
     row = Answers()
-    row.prompt, row.faults = _sharegpt_turns(value.get("conversations"), "conversations")
+    row.prompt, row.faults = sharegpt.turns_of(value.get("conversations"), "conversations")
     if not row.faults:
-        row.prompt, row.faults = _with_system(value, row.prompt)
+        row.prompt, row.faults = sharegpt.with_system(value, row.prompt)
     row.faults = row.faults or order_faults(row.prompt, "conversations", last="user")
     sides = {}
     for side in ("chosen", "rejected"):
         given = value.get(side)
-        turns, found = _sharegpt_turns([given] if isinstance(given, dict) else given, side)
+        turns, found = sharegpt.turns_of([given] if isinstance(given, dict) else given, side)
         if isinstance(given, str) and not found:
             turns = [{"role": "assistant", "content": given}]
         row.faults += found or _answer_faults(turns, side)

@@ -14,13 +14,13 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, cast
+from typing import Any
 
 from prefloop.errors import UsageError
-from prefloop.inputs import json_array
+from prefloop.inputs import hub, json_array
+from prefloop.inputs.encoding import BOM, encoding_problem, guess_encoding, opened, suffix_of, utf16_problem
 from prefloop.inputs.problems import Problem, raw_json
 
-BOM = b"\xef\xbb\xbf"
 FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
@@ -41,16 +41,6 @@ class Stats:
 
 
 Stream = Iterator[Record | Problem]
-
-
-def suffix_of(path: str) -> str:
-    """The ending that says how a file is written, in small letters; a `.gz` behind it only says that it is packed."""
-    return Path(path.lower().removesuffix(".gz")).suffix
-
-
-def opened(path: str) -> BinaryIO:
-    """A file's bytes, unpacked where its name ends in `.gz`."""
-    return cast(BinaryIO, gzip.open(path, "rb")) if path.lower().endswith(".gz") else open(path, "rb")
 
 
 def format_of(path: str, declared: str = "auto") -> str:
@@ -110,9 +100,9 @@ def read_records(path: str, container: str, stats: Stats, split: str = "train") 
         split: of a hub data set.
     """
     if container == "hub":
-        name, part = hub_name(path)
+        name, part = hub.name_of(path)
         if part is not None and suffix_of(part) in FORMATS:
-            fetched = _hub_file(path, name, part)
+            fetched = hub.fetch_file(path, name, part)
             yield from read_records(fetched, container_of(fetched), stats)
         else:
             yield from _read_hub(path, split)
@@ -132,51 +122,6 @@ def read_records(path: str, container: str, stats: Stats, split: str = "train") 
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         reason, fix = f"is no whole gzip file: {error}", "fetch it again, or unpack it first"
         yield Problem("unreadable", path, None, None, reason, fix, level="fatal")
-
-
-# ------------------------------------------------------------------------------------------------------------ text
-
-
-class _BadEncodingError(Exception):
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
-
-
-def _encoding_problem(path: str, row: int | None, offset: int, data: bytes, bad: int) -> Problem:
-    """`offset` of the byte in the file, `bad` its place in `data` (the line, or the head of the file)."""
-    guess = guess_encoding(data)
-    reason = f"not UTF-8 at byte {offset} (0x{data[bad]:02x}); it looks like {guess}"
-    fix = f"convert the file: iconv -f {guess} -t UTF-8 {path} > converted{Path(path).suffix}"
-    raw = None if row is None else raw_json(data.decode("utf-8", "backslashreplace"))
-    return Problem("encoding", path, row, None, reason, fix, raw=raw, level="fatal" if row is None else "error")
-
-
-def guess_encoding(data: bytes) -> str:
-    """The likely encoding of bytes that are not UTF-8, by its name in iconv."""
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return "UTF-16"
-    if data.count(0) > len(data) // 4:
-        return "UTF-16LE" if data[1:2] == b"\0" else "UTF-16BE"
-    high = [i for i, byte in enumerate(data) if byte > 127]
-    # A letter with an accent stands alone among ASCII in Western text; runs of high bytes are another script's.
-    alone = sum(1 for i in high if (i == 0 or data[i - 1] < 128) and (i + 1 == len(data) or data[i + 1] < 128))
-    western = 2 * alone >= len(high)
-    for name, codec in [("WINDOWS-1252", "cp1252")] if western else [("GB18030", "gb18030"), ("SHIFT_JIS", "cp932")]:
-        try:
-            data.decode(codec)
-        except UnicodeDecodeError:
-            continue
-        return name
-    return "ISO-8859-1"
-
-
-def _utf16_problem(path: str) -> Problem | None:
-    """UTF-16 has newlines of two bytes, so no line of it means anything: one problem for the whole file."""
-    with opened(path) as f:
-        head = f.read(4096)
-    if not guess_encoding(head).startswith("UTF-16"):
-        return None
-    return _encoding_problem(path, None, 0, head, 0)
 
 
 # ------------------------------------------------------------------------------------------------------------ JSON
@@ -206,7 +151,7 @@ def _json_reason(error: Exception) -> str:
 
 
 def _read_jsonl(path: str, stats: Stats) -> Stream:
-    if (wide := _utf16_problem(path)) is not None:
+    if (wide := utf16_problem(path)) is not None:
         yield wide
         return
     offset, rows = 0, 0
@@ -229,7 +174,7 @@ def _jsonl_line(path: str, number: int, start: int, body: bytes) -> Record | Pro
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:
-        return _encoding_problem(path, number, start + error.start, body.rstrip(b"\r\n"), error.start)
+        return encoding_problem(path, number, start + error.start, body.rstrip(b"\r\n"), error.start)
     try:
         # Without the line's end: an error at the end would be told as column 1 of the line behind it.
         value = json.loads(text.rstrip("\r\n"), object_pairs_hook=_unique)
@@ -262,7 +207,7 @@ def json_type(value: Any) -> str:
 
 
 def _read_json(path: str, stats: Stats) -> Stream:
-    if (wide := _utf16_problem(path)) is not None:
+    if (wide := utf16_problem(path)) is not None:
         yield wide
         return
     with opened(path) as f:
@@ -277,7 +222,7 @@ def _read_json(path: str, stats: Stats) -> Stream:
             for number, value in enumerate(json_array.items(f, _unique), start=1):
                 yield _as_record(path, number, value, "record")
         except json_array.BadBytesError as error:
-            yield _encoding_problem(path, None, error.offset + mark, error.data, error.bad)
+            yield encoding_problem(path, None, error.offset + mark, error.data, error.bad)
             return
         except (json_array.BrokenJsonError, RecursionError) as error:
             line = error.line if isinstance(error, json_array.BrokenJsonError) else None
@@ -294,7 +239,7 @@ def _no_array(path: str, body: bytes) -> Problem:
         value = json.loads(body.decode("utf-8"), object_pairs_hook=_unique)
     except UnicodeDecodeError as error:
         near = body[max(0, error.start - 2000) : error.start + 2000]
-        return _encoding_problem(path, None, error.start, near, min(error.start, 2000))
+        return encoding_problem(path, None, error.start, near, min(error.start, 2000))
     except (ValueError, RecursionError) as error:
         line = error.lineno if isinstance(error, json.JSONDecodeError) else None
         lines = isinstance(error, json.JSONDecodeError) and error.msg == "Extra data"
@@ -309,6 +254,11 @@ def _no_array(path: str, body: bytes) -> Problem:
 # ------------------------------------------------------------------------------------------------------------- CSV
 
 
+class _BadEncodingError(Exception):
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+
+
 def _decoded_lines(path: str) -> Iterator[str]:
     offset = 0
     with opened(path) as f:
@@ -318,7 +268,7 @@ def _decoded_lines(path: str) -> Iterator[str]:
                 yield body.decode("utf-8")
             except UnicodeDecodeError as error:
                 at = offset + len(line) - len(body) + error.start
-                raise _BadEncodingError(_encoding_problem(path, None, at, body, error.start)) from None
+                raise _BadEncodingError(encoding_problem(path, None, at, body, error.start)) from None
             offset += len(line)
 
 
@@ -327,7 +277,7 @@ def _read_csv(path: str, stats: Stats) -> Stream:
 
     Where the header has no comma, semicolons or tabs separate: spreadsheets of many countries write those.
     """
-    if (wide := _utf16_problem(path)) is not None:
+    if (wide := utf16_problem(path)) is not None:
         yield wide
         return
     # Python's limit of 128 KiB for a cell is below a long document; it is per process, so it is put back.
@@ -394,7 +344,7 @@ def _header_problem(path: str, header: list[str]) -> Problem | None:
     return Problem("csv_header", path, 1, None, reason, fix, level="fatal")
 
 
-# --------------------------------------------------------------------------------------------------- Parquet and hub
+# ---------------------------------------------------------------------------------------------------------- Parquet
 
 
 def _read_parquet(path: str, stats: Stats) -> Stream:
@@ -415,57 +365,9 @@ def _read_parquet(path: str, stats: Stats) -> Stream:
         yield Problem("unreadable", path, None, None, reason, "write the file again", level="fatal")
 
 
-def hub_name(path: str) -> tuple[str, str | None]:
-    """(data set or folder, configuration or file in it) of a `hub:` path."""
-    name = path.removeprefix("hub:")
-    if Path(name).exists() or name.count("/") != 2:
-        return name, None
-    name, _, config = name.rpartition("/")
-    return name, config
-
-
-def _hub_file(path: str, name: str, file: str) -> str:
-    """One file of a hub data set, fetched: a set that comes with a script of its own cannot be read otherwise."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return str(hf_hub_download(name, file, repo_type="dataset"))
-    except (OSError, HfHubHTTPError, LocalEntryNotFoundError) as error:
-        gated = isinstance(error, GatedRepoError)
-        raise UsageError(
-            f"cannot fetch {file}: {str(error).strip().splitlines()[0]}",
-            where=path,
-            fix="accept the data set's terms on its page, then log in: hf auth login"
-            if gated
-            else "check the name and the connection, or download the file and name it here",
-        ) from error
-
-
 def _read_hub(path: str, split: str) -> Stream:
-    """`hub:ORG/NAME`, `hub:ORG/NAME/CONFIG`, or a data set folder. The library keeps the rows on disk."""
-    import datasets
-
-    name, config = hub_name(path)
-    try:
-        rows = datasets.load_dataset(name, config, split=split)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        _refuse_hub(path, split, error)
+    rows = hub.load(path, split)
     if len(rows) == 0:
         yield Problem("empty_file", path, None, None, f"split {split!r} has no rows", "take another", level="fatal")
     for number, value in enumerate(rows, start=1):
         yield Record(number, dict(value), "record")
-
-
-def _refuse_hub(path: str, split: str, error: Exception) -> NoReturn:
-    """Name, split, configuration or connection: the library's own words say which."""
-    fixes = {
-        "split": "set `split` to one that the data set has",
-        "config": "name the configuration: hub:ORG/NAME/CONFIG",
-        "reach": "check the connection, or fetch the data set first: hf download --repo-type dataset ORG/NAME",
-        "gated": "accept the data set's terms on its page, then log in: hf auth login",
-    }
-    text = str(error)
-    kind = next((kind for kind in ("gated", "split", "config") if kind in text.lower()), "reach")
-    first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
-    raise UsageError(f"cannot load split {split!r}: {first}", where=path, fix=fixes[kind]) from error
