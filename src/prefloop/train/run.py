@@ -9,17 +9,15 @@ returns what `trained.json` says.
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 from accelerate import PartialState
-from transformers import GenerationConfig, TrainingArguments
+from transformers import GenerationConfig
 
 from prefloop.config import COSMETIC, MergeSection, ModelSection, TrainSection
 from prefloop.engine import flops
@@ -32,11 +30,12 @@ from prefloop.store import atomic
 from prefloop.store.cache import Cache
 from prefloop.store.fingerprint import digest, model_digest
 from prefloop.train import adapters, checkpoints
+from prefloop.train.arguments import arguments
 from prefloop.train.batches import Collator
 from prefloop.train.check import check_trainable, in_group, is_sharded, refuse_quantised
 from prefloop.train.detector import find_flags
 from prefloop.train.encode import Encoder
-from prefloop.train.examples import REJECTS, Examples, Source, prepare
+from prefloop.train.examples import REJECTS, Source, prepare
 from prefloop.train.judged import judged_prompt
 from prefloop.train.launch import launch, shares_weights
 from prefloop.train.meter import SPEEDS, Meter, matmul_peak
@@ -49,13 +48,13 @@ from prefloop.train.steps import Cut, StepSampler
 from prefloop.train.stopping import on_first_signal
 from prefloop.train.trainer import PreferenceTrainer, Record
 from prefloop.train.watch import Watch, look_at_rows
+from prefloop.train.weighing import downsample, measure_margins, weigh
 
 __all__ = ["Source", "check_trainable", "merge", "train"]
 
 logger = logging.getLogger(__name__)
 
 DONE = "trained.json"
-SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
 
 @freeing()
@@ -132,10 +131,10 @@ def train(
             fix="raise train.max_length, or look at the rejected rows",
         )
 
-    examples, left_out = _downsample(examples, section.objective, seed)
+    examples, left_out = downsample(examples, section.objective, seed)
     look_at_rows(facts["cut_off"], facts["responses"], facts["unread"])
-    _weigh(examples, validation, section)
-    _measure_margins(examples, validation, section.objective, facts["without_margin"])
+    weigh(examples, validation, section)
+    measure_margins(examples, validation, section.objective, facts["without_margin"])
     weights, reference, fingerprint = _identity(
         model, held_to, section, precision, facts, seed, cache, sharded=is_sharded()
     )
@@ -231,7 +230,7 @@ def train(
     rhythm = Rhythm(plan, meter, sampler, out, fingerprint, on_step, shift)
     trainer = PreferenceTrainer(
         policy,
-        _arguments(section, plan, precision, out=out, seed=seed, fresh=checkpoint is None),
+        arguments(section, plan, precision, out=out, seed=seed, fresh=checkpoint is None),
         examples,
         validation,
         section.objective,
@@ -365,107 +364,6 @@ def _generation_config(model: ModelSection) -> Any:
         return GenerationConfig.from_pretrained(path, revision=model.revision)
     except OSError:
         return GenerationConfig.from_model_config(load_config(model))
-
-
-def _arguments(
-    section: TrainSection, plan: Plan, precision: Precision, *, out: Path, seed: int, fresh: bool
-) -> TrainingArguments:
-    # Transformers renamed these in 5.2x and warns at the old names; only who asks for it is to see that.
-    recompute: dict[str, Any] = {
-        "gradient_checkpointing": True,
-        "gradient_checkpointing_kwargs": {"use_reentrant": False},
-    }
-    arguments = TrainingArguments(
-        output_dir=str(out),
-        max_steps=plan.total,
-        # What the trainer takes for a batch is a whole step; `StepSampler` makes and cuts it.
-        per_device_train_batch_size=section.batch_size,
-        per_device_eval_batch_size=section.batch_size,
-        learning_rate=section.learning_rate,
-        lr_scheduler_type=SCHEDULES[section.schedule],
-        warmup_steps=plan.warmup,
-        weight_decay=section.weight_decay,
-        max_grad_norm=section.max_grad_norm,
-        optim="adamw_torch_fused",
-        seed=seed,
-        **(recompute if section.gradient_checkpointing else {}),
-        # `Rhythm` decides all of these.
-        logging_strategy="no",
-        save_strategy="no",
-        eval_strategy="no",
-        eval_on_start=plan.validate and fresh,
-        logging_nan_inf_filter=False,
-        report_to=section.report_to or "none",
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-        use_cpu=precision.device.type == "cpu",
-    )
-    # Not what an accelerate configuration says: the reference and its key go by `Precision`, which casts by itself;
-    # only what shares the weights out has to know in which type to gather them.
-    arguments.mixed_precision = "bf16" if is_sharded() and precision.name == "bfloat16" else "no"
-    return arguments
-
-
-def _weigh(examples: Examples, validation: Examples, section: TrainSection) -> None:
-    """Scale the weights where asked to, and say how much of the data they leave."""
-    weights = examples.weights
-    if section.scale_weights:
-        if not weights.mean() > 0:
-            raise UsageError("all weights are 0", where="train.scale_weights", fix="give some rows a weight above 0")
-        examples.weight_scale = validation.weight_scale = float(1 / weights.mean())
-    if (weights != 1).any():
-        share = weights / max(weights.sum(), 1e-300)
-        effective = float(1 / (share**2).sum()) if weights.any() else 0.0
-        logger.info(
-            "weights: mean %.3g, effective sample size %.0f of %d%s",
-            weights.mean(),
-            effective,
-            len(weights),
-            "; scaled to mean 1" if section.scale_weights else "",
-        )
-
-
-def _downsample(examples: Examples, objective: Any, seed: int) -> tuple[Examples, int]:
-    """At most so many satisfactory examples for each criticised one as asked, in their order; and how many are left
-    out."""
-    share = getattr(objective, "downsample", None)
-    fine, criticised = np.flatnonzero(~examples.judged), int(examples.judged.sum())
-    keep = len(fine) if share is None else int(share * criticised)
-    if keep >= len(fine):
-        return examples, 0
-    kept = random.Random(f"downsample {seed}").sample(fine.tolist(), keep)
-    if not criticised + keep:
-        raise UsageError(
-            f"all {len(fine):,} answers are satisfactory, so downsampling leaves none",
-            where="train.objective.downsample",
-            fix="take it out, or give criticised answers",
-        )
-    logger.info("%d of %d satisfactory answers kept beside %d criticised ones", keep, len(fine), criticised)
-    places = np.sort([*np.flatnonzero(examples.judged).tolist(), *kept])
-    return examples.only(places), len(fine) - keep
-
-
-def _measure_margins(examples: Examples, validation: Examples, objective: Any, without: int) -> None:
-    """See to it that margins that are asked for are there, and divide them by their spread where that is asked."""
-    if getattr(objective, "margin_weight", None) is None:
-        return
-    if without:
-        raise UsageError(
-            f"{without} rows have no margin",
-            where="train.objective.margin_weight",
-            fix="give every row one (pair.margin=gap where the loop makes the pairs), or take margin_weight out",
-        )
-    if objective.margin_unit == "mad":
-        spread = float(np.median(np.abs(examples.margins - np.median(examples.margins))))
-        if not spread > 0:
-            raise UsageError(
-                "half of the margins or more are one number: their median absolute deviation is 0",
-                where="train.objective.margin_unit",
-                fix="take them as they are, with margin_unit=nats",
-            )
-        examples.margin_scale = validation.margin_scale = 1 / spread
-        logger.info("margins: divided by their median absolute deviation, %.4g", spread)
 
 
 def _name(dtype: torch.dtype) -> str:
