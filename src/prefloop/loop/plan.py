@@ -28,6 +28,8 @@ BOXES = ("backends", "engine")
 """What computes wherever a model is asked."""
 TRAINED_BY = ("train", "engine", "pairs/splits.py", "loop/bench.py")
 MERGED_BY = ("train/adapters.py", "train/run.py", "engine")
+_MEASURING = ("loop/sampling.py", "loop/measuring.py", "loop/bench.py")
+MEASURED_BY = ("evaluate", "intervals.py", "signals", "inputs", *_MEASURING, *BOXES)
 
 
 @dataclass(frozen=True)
@@ -85,15 +87,8 @@ class _Planner:
             self._round(r)
         everything = tuple(s.name for s in self.stages)
         if selects(recipe):
-            self._add(
-                "select",
-                1,
-                "",
-                {"stop": recipe.stop and recipe.stop.model_dump()},
-                everything,
-                "loop/measuring.py",
-                "loop/rounds.py",
-            )
+            rules = {"stop": recipe.stop and recipe.stop.model_dump()}
+            self._add("select", 1, "", rules, everything, "loop/measuring.py", "loop/rounds.py")
             everything += ("select",)
         self._add("report", 1, "", {"recipe": recipe.model_dump()}, everything, "report", "loop/manifest.py")
 
@@ -161,17 +156,8 @@ class _Planner:
             train = self._add("train", r, branch, training, (source, *before, *held_to), *TRAINED_BY)
             settings = {"merge": recipe.merge.model_dump(), "place": self._place(), "model": policy}
             merged.append(self._add("merge", r, branch, settings, (train, *before), *MERGED_BY))
-        boxes = (
-            "evaluate",
-            "intervals.py",
-            "signals",
-            "inputs",
-            "loop/sampling.py",
-            "loop/measuring.py",
-            "loop/bench.py",
-            *BOXES,
-        )
-        self._add("evaluate", r, "", self._measurement(), ("heldout", *merged, *self.begin), *boxes)
+        inputs = ("heldout", *merged, *self.begin)
+        self._add("evaluate", r, "", self._measurement(), inputs, *MEASURED_BY)
         if recipe.evaluate.harness is not None:
             settings = {"harness": self._harness(recipe.evaluate.harness), "base": self.base, "seed": seed}
             settings["bootstrap"] = recipe.evaluate.bootstrap
