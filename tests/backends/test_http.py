@@ -1,6 +1,5 @@
 """The http backend against a server that misbehaves: what it asks, what it believes, and what it never loses."""
 
-import contextlib
 import json
 import logging
 import math
