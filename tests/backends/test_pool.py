@@ -38,6 +38,7 @@ from prefloop.backends.worker import read_requests, read_results, write_requests
 from prefloop.config import ModelSection
 from prefloop.errors import PrefloopError, UsageError
 from prefloop.signals.build import open_backend
+from prefloop.signals.worker import _device
 from prefloop.store.cache import Cache
 
 ROOT = Path(__file__).parents[2]
@@ -287,6 +288,21 @@ def test_a_parent_that_is_gone_leaves_no_worker(tmp_path, how):
     parent.wait(20)
     parent.stdout.close()
     assert gone(pids)
+
+
+def test_workers_take_the_gpus_in_turn_and_share_the_threads(monkeypatch):
+    threads, taken = [], []
+    monkeypatch.setattr("prefloop.engine.load.choose_device", lambda name: torch.device(name.replace("auto", "cuda")))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    assert [_device("auto", number, 3) for number in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert [_device("cuda:1", number, 2) for number in range(2)] == ["cuda:1", "cuda:1"]
+    assert taken == [0, 1, 0]
+    assert threads == []
+    assert [_device("cpu", number, of) for number, of in ((0, 3), (2, 3), (0, 16))] == ["cpu"] * 3
+    assert threads == [2, 2, 1]
 
 
 def test_planning_loads_no_torch():
