@@ -14,6 +14,7 @@ from tests.loop.conftest import Project, make_project, write_prompts
 
 from prefloop.config import parse_recipe
 from prefloop.errors import UsageError
+from prefloop.publish.models import export_model
 
 FIRST = ["first-preferences", "first-train", "first-merge"]
 LOOP = ["sample", "rate", "pair", "train", "merge", "evaluate", "report"]
@@ -158,6 +159,16 @@ def test_what_is_measured_later_begins_with_the_tuned_model(copy):
     held_out = {row["id"] for row in kept(copy, "heldout")}
     ids = {row["id"] for row in learned(copy.run_dir)}
     assert ids == {row["prompt_id"] for row in kept(copy, "first-preferences")} - held_out
+
+
+def test_what_is_shared_says_it(copy, tmp_path):
+    from prefloop.publish.dataset import export_pairs
+
+    export_pairs(copy.run_dir, tmp_path / "pairs")
+    assert "trained on `sft.jsonl` before" in (tmp_path / "pairs" / "README.md").read_text()
+    # An adapter goes upon the tuned model, which others do not have.
+    with pytest.raises(UsageError, match="belongs to the model of the first stage"):
+        export_model(copy.run_dir, tmp_path / "adapter", "adapter")
 
 
 def test_with_branches_rounds_and_self_reward(tmp_path):

@@ -122,9 +122,11 @@ def _made(facts: Facts, branch: str) -> str:
         rate, pair = way["rate"], way["pair"]
         model = (sample.get("model") or recipe.get("model") or {}).get("path")
         lines.append(f"- Prompts: `{(recipe.get('prompts') or {}).get('path')}`.")
+        first = ((recipe.get("first") or {}).get("preferences") or {}).get("path")
+        tuned = f", trained on `{first}` before," if first and not sample.get("model") else ","
         lines.append(
-            f"- Answers: {sample.get('n')} a prompt by `{model}`, temperature {sample.get('temperature')}, at most "
-            f"{sample.get('max_new_tokens')} tokens, seed {recipe.get('seed')}."
+            f"- Answers: {sample.get('n')} a prompt by `{model}`{tuned} temperature {sample.get('temperature')}, at "
+            f"most {sample.get('max_new_tokens')} tokens, seed {recipe.get('seed')}."
         )
         by = ", ".join(f"`{name}`" for name in _raters(rate) or [str((recipe.get("model") or {}).get("path"))])
         mode = f", {rate['mode']}" if rate.get("mode") else ""
