@@ -64,7 +64,7 @@ def test_later_overrides_win(recipe):
         ("rate.modle=x", "rate.modle: unknown setting; did you mean mode?"),
         ("rate.model.pth=x", "did you mean path?"),
         ("train.lora.rr=3", "train.lora.rr: unknown setting; did you mean r?"),
-        ("foo=1", "known here: branches, evaluate, merge"),
+        ("foo=1", "known here: branches, evaluate, first, merge"),
         ("train.batch_size=0", "train.batch_size: input should be greater than 0 (given: 0)"),
         ("rate.type=oracle", "'function', 'human', 'judge'"),
         ("sample.n", "not of the form a.b=c"),
