@@ -1,4 +1,4 @@
-"""Encoders and cross-encoders: what sentence-transformers computes, cached by content, with errors that say what to do."""
+"""Encoders and cross-encoders: what sentence-transformers computes, cached, with errors that say what to do."""
 
 from __future__ import annotations
 

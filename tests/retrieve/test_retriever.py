@@ -29,9 +29,8 @@ PASSAGES = ["the quick brown fox", "a lazy dog", "the quick brown fox", "Paris i
 class Vectors(Backend):
     """An encoder by a table: a text is the name of its vector."""
 
-    identity = {"backend": "table"}
-
     def __init__(self, table):
+        self.identity = {"backend": "table"}
         self.table, self.asked = table, []
 
     def plan(self, requests):

@@ -67,15 +67,16 @@ class Bm25Backend(Backend):
     Args:
         section: k1, b and the language.
         corpus: passages whose words are counted, at least one.
+        analyzer: of the section's language, where there is one already.
     """
 
     name = "bm25"
 
-    def __init__(self, section: RetrieverSection, corpus: Sequence[str]) -> None:
+    def __init__(self, section: RetrieverSection, corpus: Sequence[str], analyzer: Analyzer | None = None) -> None:
         if not corpus:
             raise ValueError("BM25 counts the words of a corpus; got none")
         self.k1, self.b = section.k1, section.b
-        self.analyzer = Analyzer(section.language)
+        self.analyzer = analyzer or Analyzer(section.language)
         self._passages = len(corpus)
         self._frequencies: Counter[str] = Counter()
         words = 0

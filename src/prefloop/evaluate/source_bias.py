@@ -29,7 +29,7 @@ def relative_delta(human: float | Sequence[float], llm: float | Sequence[float])
     means_1C = np.array([[np.mean(human), np.mean(llm)]], dtype=np.float64)
     if (means_1C < 0).any():
         raise ValueError(f"a metric is at least 0, got means of {means_1C[0].tolist()}")
-    return float(_relative(means_1C)[0])
+    return float(relative_deltas(means_1C)[0])
 
 
 def relative_delta_interval(
@@ -51,10 +51,11 @@ def relative_delta_interval(
     values_NC = np.stack([np.asarray(human, dtype=np.float64), np.asarray(llm, dtype=np.float64)], axis=1)
     if (values_NC < 0).any():
         raise ValueError("a metric is at least 0")
-    return bootstrap_means(values_NC, _relative, resamples, seed)
+    return bootstrap_means(values_NC, relative_deltas, resamples, seed)
 
 
-def _relative(means_RC: Any) -> Any:
+def relative_deltas(means_RC: Any) -> Any:
+    """Relative Δ of each row (human, rewritten) of means, [r, 2] -> [r]; NaN where both are 0."""
     import numpy as np
 
     sums_R = means_RC.sum(axis=1)

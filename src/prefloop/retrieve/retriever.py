@@ -165,7 +165,7 @@ class Bm25Retriever(Retriever):
         self._backend = None if corpus is None else Bm25Backend(section, corpus)
         if self._backend is not None:
             self.identity = self._backend.identity
-        self._analyzer = Analyzer(section.language)
+        self.analyzer = Analyzer(section.language)
         self._ids: dict[str, Array] = {}
         self._vocabulary: dict[str, int] = {}
 
@@ -186,7 +186,7 @@ class Bm25Retriever(Retriever):
         found = self._ids.get(text)
         if found is None:
             known = self._vocabulary
-            found = np.fromiter((known.setdefault(w, len(known)) for w in self._analyzer.words(text)), dtype=np.int32)
+            found = np.fromiter((known.setdefault(w, len(known)) for w in self.analyzer.words(text)), dtype=np.int32)
             self._ids[text] = found
         return found
 
@@ -228,7 +228,7 @@ class _Bm25Index:
 
     def pair_scores(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
         if self._pairs is None:
-            self._pairs = Bm25Backend(self._retriever.section, self._passages)
+            self._pairs = Bm25Backend(self._retriever.section, self._passages, self._retriever.analyzer)
         return [self._pairs.score(query, passage) for query, passage in pairs]
 
 
