@@ -13,23 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.tiny_collection import write
 
 from prefloop.errors import UsageError
 from prefloop.retrieve.corpus import Passage, Query, read_collection
-
-
-def write(folder: Path, sources, queries=(), qrels=(), header=True) -> Path:
-    (folder / "corpus").mkdir(parents=True, exist_ok=True)
-    (folder / "qrels").mkdir(exist_ok=True)
-    for source, rows in sources.items():
-        lines = [json.dumps({"_id": i, "title": t, "text": x}) for i, t, x in rows]
-        (folder / "corpus" / f"{source}.jsonl").write_text("\n".join(lines) + "\n")
-    lines = [json.dumps({"_id": i, "text": t, "metadata": {"a": 1}}) for i, t in queries]
-    (folder / "queries.jsonl").write_text("\n".join(lines))
-    head = ["query-id\tcorpus-id\tscore"] if header else []
-    (folder / "qrels" / "test.tsv").write_text("\n".join([*head, *("\t".join(map(str, r)) for r in qrels)]) + "\n")
-    return folder
-
 
 SOURCES = {"human": [("d1", "T", "one"), ("d2", "", "two")], "m-x_tmp0.2": [("d1", "T", "uno"), ("d2", "", "due")]}
 

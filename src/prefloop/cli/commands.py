@@ -24,6 +24,7 @@ from prefloop.cli import cut as cli_cut
 from prefloop.cli import evaluate as cli_evaluate
 from prefloop.cli import publish as cli_publish
 from prefloop.cli.cache import cache_path
+from prefloop.cli import source_bias as cli_source_bias
 from prefloop.errors import Interrupted, PrefloopError, UsageError
 from prefloop.ui.console import results
 from prefloop.ui.table import print_table as _table
@@ -44,6 +45,7 @@ app.command()(cli_compare.compare)
 app.command()(cli_cut.inspect_cut)
 for _measure in (cli_compare.harness, cli_compare.safety, cli_compare.preference):
     cli_evaluate.app.command()(_measure)
+cli_evaluate.app.command("source-bias")(cli_source_bias.source_bias)
 
 RecipeArgument = Annotated[str, typer.Argument(help="A recipe: path of a YAML file, or a shipped name.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change, as a.b=c.", metavar="[A.B=C]...")]

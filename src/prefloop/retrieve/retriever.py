@@ -52,12 +52,13 @@ class Retriever(ABC):
     Attributes:
         name: what people call it.
         identity: everything that changes a score; JSON-able.
-        on_batch: told how many texts or pairs of the present call are done.
+        on_progress: told how many of how many texts or pairs of the present call are done.
     """
 
     name: str
     identity: dict[str, Any]
-    on_batch: Callable[[int], None] | None = None
+    on_progress: Callable[[int, int], None] | None = None
+    _asked: int = 0
 
     @abstractmethod
     def index(self, passages: Sequence[str]) -> Index: ...
@@ -65,6 +66,11 @@ class Retriever(ABC):
     @abstractmethod
     def pair_scores(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
         """Scores of (query, passage), each distinct text read once."""
+
+    def report(self, done: int) -> None:
+        """For the backend, which says what is done of the call that it answers."""
+        if self.on_progress is not None:
+            self.on_progress(done, self._asked)
 
     def close(self) -> None:  # noqa: B027 - BM25 holds nothing
         """Release memory."""
@@ -91,6 +97,7 @@ class EncoderRetriever(Retriever):
         import numpy as np
 
         requests = [EmbedRequest(text, role) for text in texts]  # type: ignore[arg-type]
+        self._asked = len(requests)
         results = self.backend.answer(requests)
         vectors = [r.values for r in results if isinstance(r, Embedding)]
         if len(vectors) != len(results):
@@ -251,7 +258,8 @@ class CrossEncoderRetriever(Retriever):
     def pair_scores(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
         from prefloop.backends.cross_encoder import relevance
 
-        scores = []
+        scores: list[float] = []
+        self._asked = len(pairs)
         for result in self.backend.answer([PairScoreRequest(pair) for pair in pairs]):
             if not isinstance(result, Logits):
                 reason = result.reason if isinstance(result, Refusal) else "gives no logits"
@@ -300,7 +308,7 @@ def open_retriever(
         retriever = EncoderRetriever(backend, own, section.name)
     else:
         retriever = CrossEncoderRetriever(backend, section)
-    backend.on_batch = lambda done: None if retriever.on_batch is None else retriever.on_batch(done)
+    backend.on_batch = retriever.report
     return retriever
 
 
