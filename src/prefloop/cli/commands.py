@@ -23,8 +23,8 @@ from prefloop.cli import compare as cli_compare
 from prefloop.cli import cut as cli_cut
 from prefloop.cli import evaluate as cli_evaluate
 from prefloop.cli import publish as cli_publish
-from prefloop.cli.cache import cache_path
 from prefloop.cli import source_bias as cli_source_bias
+from prefloop.cli.cache import cache_path
 from prefloop.errors import Interrupted, PrefloopError, UsageError
 from prefloop.ui.console import results
 from prefloop.ui.table import print_table as _table
