@@ -176,6 +176,15 @@ class JudgmentRow(TypedDict):
     evidence: list[str]
 
 
+class QuestionRow(TypedDict):
+    """A question with its reference answers, any of which is right. `source_id` is the data set's own id."""
+
+    id: str
+    question: str
+    answers: list[str]
+    source_id: str | None
+
+
 class RejectRow(TypedDict):
     """A row that a stage dropped, with the reason. `row` is the dropped row as JSON."""
 
@@ -297,6 +306,7 @@ def arrow_schema(kind: str, *, tools: bool = False, contrast: bool = False) -> p
             ("finish", text),
             ("evidence", pa.list_(text)),
         ],
+        "questions": [("id", text), ("question", text), ("answers", pa.list_(text)), ("source_id", text)],
         "rejects": [("id", text), ("stage", text), ("reason", text), ("attempts", pa.int32()), ("row", text)],
     }
     return pa.schema(columns[kind])
