@@ -185,6 +185,53 @@ class QuestionRow(TypedDict):
     source_id: str | None
 
 
+class RetrievedRow(TypedDict):
+    """A question with its retrieved documents, best first: ids, texts, ranks from 1 and the retriever's scores."""
+
+    id: str
+    query: str
+    answers: list[str]
+    document_ids: list[str]
+    documents: list[str]
+    ranks: list[int]
+    scores: list[float]
+
+
+class RankingRow(TypedDict):
+    """Documents of a question with what they do to a reader's answer.
+
+    `labels` are aligned, unaligned, both_correct, both_incorrect or abstained, and `scores` say how much a document
+    helps; both are null for a document that the reader could not take. `ranks` (from 1) and `retrieval_scores` are the
+    retriever's.
+    """
+
+    id: str
+    query: str
+    answers: list[str]
+    document_ids: list[str]
+    documents: list[str]
+    ranks: list[int]
+    retrieval_scores: list[float]
+    labels: list[str | None]
+    scores: list[float | None]
+    signal: str
+    evidence: list[str]
+
+
+class ReadRow(TypedDict):
+    """One answer of a reader, without documents (`document_id` is null) or with one, and its measures."""
+
+    id: str
+    row_id: str
+    document_id: str | None
+    sample: int
+    answer: str
+    exact_match: float
+    containment: float
+    f1: float
+    abstained: bool
+
+
 class RejectRow(TypedDict):
     """A row that a stage dropped, with the reason. `row` is the dropped row as JSON."""
 
@@ -231,7 +278,8 @@ def arrow_schema(kind: str, *, tools: bool = False, contrast: bool = False) -> p
     """The Parquet schema of a row kind.
 
     Args:
-        kind: prompts, candidates, scored, calls, preference, judgment or rejects.
+        kind: prompts, candidates, scored, calls, preference, judgment, questions, retrieved, ranking, reads or
+            rejects.
         tools: messages have `EXTRAS`. Without, they have none, not even nulls: templates elsewhere ask whether a
             message has such a key, and take a null for one.
         contrast: completions have a `contrast`, null in some.
@@ -239,6 +287,7 @@ def arrow_schema(kind: str, *, tools: bool = False, contrast: bool = False) -> p
     import pyarrow as pa
 
     text, number = pa.string(), pa.float64()
+    texts = pa.list_(text)
     messages = pa.list_(pa.struct([(name, text) for name in ("role", "content", *(EXTRAS if tools else ()))]))
     note = pa.struct([(name, text) for name in Contrast.__annotations__])
     completions = pa.list_(
@@ -306,7 +355,40 @@ def arrow_schema(kind: str, *, tools: bool = False, contrast: bool = False) -> p
             ("finish", text),
             ("evidence", pa.list_(text)),
         ],
-        "questions": [("id", text), ("question", text), ("answers", pa.list_(text)), ("source_id", text)],
+        "questions": [("id", text), ("question", text), ("answers", texts), ("source_id", text)],
+        "retrieved": [
+            ("id", text),
+            ("query", text),
+            ("answers", texts),
+            ("document_ids", texts),
+            ("documents", texts),
+            ("ranks", pa.list_(pa.int32())),
+            ("scores", pa.list_(number)),
+        ],
+        "ranking": [
+            ("id", text),
+            ("query", text),
+            ("answers", texts),
+            ("document_ids", texts),
+            ("documents", texts),
+            ("ranks", pa.list_(pa.int32())),
+            ("retrieval_scores", pa.list_(number)),
+            ("labels", texts),
+            ("scores", pa.list_(number)),
+            ("signal", text),
+            ("evidence", texts),
+        ],
+        "reads": [
+            ("id", text),
+            ("row_id", text),
+            ("document_id", text),
+            ("sample", pa.int32()),
+            ("answer", text),
+            ("exact_match", number),
+            ("containment", number),
+            ("f1", number),
+            ("abstained", pa.bool_()),
+        ],
         "rejects": [("id", text), ("stage", text), ("reason", text), ("attempts", pa.int32()), ("row", text)],
     }
     return pa.schema(columns[kind])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from prefloop.config.base import Section
+from prefloop.config.models import ModelSection
+from prefloop.config.signals import OneModelSection
 
 QuestionsFormat = Literal["auto", "questions", "natural_questions", "triviaqa", "hotpotqa", "webqsp", "flashrag"]
 
@@ -17,8 +19,8 @@ class QuestionsSection(Section):
     path: str = Field(description="JSONL, JSON, CSV or Parquet file, or `hub:ORG/NAME` with its configuration behind.")
     format: QuestionsFormat = Field(
         "auto",
-        description="questions: `question` and `answers`; the others as these data sets are published (docs/dpa_rag.md);"
-        " auto goes by the columns of the first row.",
+        description="questions: `question` and `answers`; the others as these data sets are published; auto goes by "
+        "the columns of the first row (docs/dpa_rag.md).",
     )
     ignore_columns: list[str] | Literal["all"] = Field(
         default_factory=list, description="Columns known to be there and not to be read; any other is an error."
@@ -26,3 +28,60 @@ class QuestionsSection(Section):
     split: str = Field("train", description="Split of a hub data set.")
     limit: int | None = Field(None, gt=0, description="Use the first N valid questions.")
     on_bad_row: Literal["stop", "reject"] = Field("stop", description="Stop at bad rows, or send them to rejects.")
+
+
+class ReaderSection(OneModelSection):
+    """Which documents help the reader: it answers each question with and without each of them."""
+
+    name: ClassVar[str] = "reader"
+    type: Literal["reader"] = "reader"
+    model: ModelSection | None = Field(None, description="The reader; without it the recipe's first model reads.")
+    template: str | None = Field(
+        None,
+        description="The reader's prompt: a Jinja file with `question` and `documents`, or a shipped one (`default`, "
+        "`sandbox`).",
+    )
+    ranks: tuple[Annotated[int, Field(gt=0)], ...] | Literal["all"] = Field(
+        (1, 25, 50, 100), description="Ranks of the retrieved documents that are tried, from 1; or all of them."
+    )
+    label_rule: Literal["em_flip", "f1_sign", "f1_margin", "likelihood"] = Field(
+        "em_flip",
+        description="em_flip: the answer turns right or wrong (as published); f1_sign: its F1 rises or falls (as the "
+        "published rows are labelled); f1_margin: by more than `margin`; likelihood: the log-probability of the "
+        "reference answer rises or falls by more than `margin`, without any answer being sampled.",
+    )
+    right: Literal["exact_match", "containment"] = Field(
+        "containment", description="What makes an answer right: it is a reference, or contains one."
+    )
+    margin: float = Field(0.0, ge=0, description="Of f1_margin, 0..1; of likelihood, nats.")
+    references: Literal["first", "best"] = Field(
+        "first", description="With likelihood: the first reference answer, or the most probable of all of them."
+    )
+    abstention: Literal["own", "wrong"] = Field(
+        "own", description="An answer that says it does not know is a class of its own, or a wrong answer like others."
+    )
+    samples: int = Field(
+        1, gt=0, description="Answers sampled under each condition; right by majority, F1 as their mean."
+    )
+    temperature: float = Field(0.0, ge=0, description="0 is greedy; more than one sample needs more.")
+    max_new_tokens: int = Field(20, gt=0, description="Of an answer.")
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        if self.ranks != "all" and list(self.ranks) != sorted(set(self.ranks)):
+            raise ValueError(f"ranks must rise, without repeats (given: {list(self.ranks)})")
+        if self.ranks != "all" and not self.ranks:
+            raise ValueError("ranks is empty: name at least one, or `all`")
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError("samples at temperature 0 are all the same; set temperature above 0, or samples=1")
+        if self.samples == 1 and self.temperature > 0:
+            raise ValueError(
+                "one answer sampled at a temperature labels by chance; set samples above 1, or temperature 0"
+            )
+        if self.label_rule == "likelihood" and self.samples > 1:
+            raise ValueError("likelihood samples no answers: set samples=1")
+        if self.margin > 0 and self.label_rule not in ("f1_margin", "likelihood"):
+            raise ValueError(f"margin means nothing to label_rule {self.label_rule}; take it out")
+        if self.label_rule == "f1_margin" and self.margin == 0:
+            raise ValueError("label_rule f1_margin needs a margin, for example margin=0.1")
+        return self

@@ -26,7 +26,7 @@ class _SignalSection(Section):
         return self
 
 
-class _OneModelSection(_SignalSection):
+class OneModelSection(_SignalSection):
     """A signal with one model, in a field `model`; `name` is the signal's name for it."""
 
     name: ClassVar[str]
@@ -55,7 +55,7 @@ class FunctionSignalSection(_SignalSection):
     )
 
 
-class JudgeSignalSection(_OneModelSection):
+class JudgeSignalSection(OneModelSection):
     """Scores from a language model that reads the answers, or from a panel of several."""
 
     name: ClassVar[str] = "judge"
@@ -142,7 +142,7 @@ class JudgeSignalSection(_OneModelSection):
 EMBEDDED_PAIRRM = "sandbox:pairrm"
 
 
-class PairRmSignalSection(_OneModelSection):
+class PairRmSignalSection(OneModelSection):
     """Scores from PairRM (Jiang et al. 2023), which reads two answers side by side."""
 
     name: ClassVar[str] = "pairrm"
@@ -169,7 +169,7 @@ class PairRmSignalSection(_OneModelSection):
         return self.model_copy(update={"score": "win"})
 
 
-class RewardModelSignalSection(_OneModelSection):
+class RewardModelSignalSection(OneModelSection):
     """Scores from a reward model: a sequence classifier that reads a conversation."""
 
     name: ClassVar[str] = "reward"
@@ -194,7 +194,7 @@ class RewardModelSignalSection(_OneModelSection):
         return self
 
 
-class SelfRewardSignalSection(_OneModelSection):
+class SelfRewardSignalSection(OneModelSection):
     """Scores without labels or a judge: how much likelier an answer is under a positive than under a negative note.
 
     With answers sampled by `sample.contrast`, and `pair.strategy: contrast`, this is DLMA (Liu et al. 2024).
@@ -232,7 +232,7 @@ class SelfRewardSignalSection(_OneModelSection):
         return self
 
 
-class CriticSignalSection(_OneModelSection):
+class CriticSignalSection(OneModelSection):
     """Written judgments, for the objective `cut`: what is wrong with an answer, or that nothing is (score 0 or 1)."""
 
     name: ClassVar[str] = "critic"

@@ -97,7 +97,8 @@ LAYOUTS: tuple[QuestionLayout, ...] = (
         ("QuestionId", "RawQuestion", "ProcessedQuestion", "Parses"), (), _web_qsp, "Questions",
     ),
     QuestionLayout(
-        "triviaqa", ("question", "answer", "question_id"), ("question", "answer"), ("question", "question_id", "answer"),
+        "triviaqa", ("question", "answer", "question_id"), ("question", "answer"),
+        ("question", "question_id", "answer"),
         ("question_source", "entity_pages", "search_results"), _trivia,
     ),
     QuestionLayout(

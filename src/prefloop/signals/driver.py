@@ -11,12 +11,14 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from prefloop.backends.base import Backend, Refusal, Result, request_json
 from prefloop.errors import PrefloopError, UsageError
 from prefloop.records import CallRow, CandidatesRow, ScoredRow, canonical_json, content_id
 from prefloop.signals.base import Call, Rating, Signal
+
+R = TypeVar("R")
 
 
 @dataclass
@@ -36,11 +38,19 @@ class Rated:
 
 
 @dataclass
-class _Live:
+class Finished(Generic[R]):
+    """What a generator returned, and every call that it made, by the call's id."""
+
+    value: R
+    calls: dict[str, CallRow]
+
+
+@dataclass
+class _Live(Generic[R]):
     """A row whose generator has not returned yet."""
 
-    row: CandidatesRow
-    generator: Generator[list[Call], list[Result], Rating]
+    row_id: str
+    generator: Generator[list[Call], list[Result], R]
     asked: list[Call] = field(default_factory=list)
     results: list[Result] = field(default_factory=list)
     calls: dict[str, CallRow] = field(default_factory=dict)
@@ -63,40 +73,64 @@ def rate(
         on_progress: told (rows done, rows in all) after each wave.
 
     Raises:
-        PrefloopError: the signal failed on a row; the message names the signal and the row. A UsageError stays one,
-            and a fix stays with its message.
+        PrefloopError: as `drive`, or a rating that is not one finite score or null for each answer.
     """
-    live = [_Live(row, signal.rate(row)) for row in rows]
-    finished: dict[int, Rating] = {}
+    jobs = [(row["id"], _checked(signal, row)) for row in rows]
+    return _collect(signal, rows, drive(signal.name, jobs, backends, on_progress))
+
+
+def _checked(signal: Signal, row: CandidatesRow) -> Generator[list[Call], list[Result], Rating]:
+    rating = yield from signal.rate(row)
+    if len(rating.scores) != len(row["completions"]):
+        raise PrefloopError(f"{len(rating.scores)} scores for {len(row['completions'])} answers")
+    if any(score is not None and not math.isfinite(score) for score in rating.scores):
+        raise PrefloopError(f"a score that is not finite: {rating.scores}")
+    return rating
+
+
+def drive(
+    name: str,
+    jobs: Sequence[tuple[str, Generator[list[Call], list[Result], R]]],
+    backends: Mapping[str, Backend],
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[Finished[R]]:
+    """Run generators to their ends in lock-step waves, each with a row's id; what each returned, in order.
+
+    Args:
+        name: of what asks; stands in every call and error.
+        jobs: a row's id and its generator each.
+        backends: the models, by the names that the generators call them.
+        on_progress: told (rows done, rows in all) after each wave.
+
+    Raises:
+        PrefloopError: a generator failed; the message names `name` and the row. A UsageError stays one, and a fix
+            stays with its message.
+    """
+    live = [_Live(row_id, generator) for row_id, generator in jobs]
+    finished: dict[int, Finished[R]] = {}
     waiting = dict(enumerate(live))
     started: set[int] = set()
     while waiting:
         for index, state in list(waiting.items()):
-            rating = _advance(signal, state, first=index not in started)
+            value = _advance(name, state, first=index not in started)
             started.add(index)
-            if rating is not None:
-                finished[index] = rating
+            if value is not None:
+                finished[index] = Finished(value, state.calls)
                 del waiting[index]
-        _answer(signal, list(waiting.values()), backends)
+        _answer(name, list(waiting.values()), backends)
         if on_progress is not None:
             on_progress(len(finished), len(live))
-    return _collect(signal, live, [finished[i] for i in range(len(live))])
+    return [finished[i] for i in range(len(live))]
 
 
-def _advance(signal: Signal, state: _Live, first: bool) -> Rating | None:
-    """Let one generator run to its next calls (None) or to its end (the rating)."""
-    where = f"signal {signal.name}, row {state.row['id']}"
+def _advance(name: str, state: _Live[R], first: bool) -> R | None:
+    """Let one generator run to its next calls (None) or to its end (what it returns)."""
+    where = f"signal {name}, row {state.row_id}"
     try:
         state.asked = next(state.generator) if first else state.generator.send(state.results)
     except StopIteration as end:
-        rating: Rating = end.value
-        if len(rating.scores) != len(state.row["completions"]):
-            raise PrefloopError(
-                f"{len(rating.scores)} scores for {len(state.row['completions'])} answers", where=where
-            ) from None
-        if any(score is not None and not math.isfinite(score) for score in rating.scores):
-            raise PrefloopError(f"a score that is not finite: {rating.scores}", where=where) from None
-        return rating
+        value: R = end.value
+        return value
     except PrefloopError as error:
         kind = UsageError if isinstance(error, UsageError) else PrefloopError
         inner = f"{where}, {error.where}" if error.where else where
@@ -106,22 +140,22 @@ def _advance(signal: Signal, state: _Live, first: bool) -> Rating | None:
     return None
 
 
-def _answer(signal: Signal, states: Sequence[_Live], backends: Mapping[str, Backend]) -> None:
+def _answer(name: str, states: Sequence[_Live[R]], backends: Mapping[str, Backend]) -> None:
     """Ask what all live rows ask for: one `answer` per backend and verb; leave the results and call rows in place."""
-    groups: dict[tuple[str, str], list[tuple[_Live, int]]] = {}
+    groups: dict[tuple[str, str], list[tuple[_Live[R], int]]] = {}
     for state in states:
         state.results = [Refusal("not answered")] * len(state.asked)
         for position, call in enumerate(state.asked):
             groups.setdefault((call.backend, call.request.verb), []).append((state, position))
-    for (name, verb), members in groups.items():
-        if name not in backends:
+    for (backend, verb), members in groups.items():
+        if backend not in backends:
             raise PrefloopError(
-                f"signal {signal.name} calls a backend named {name!r}; it was given {sorted(backends) or 'none'}"
+                f"signal {name} calls a backend named {backend!r}; it was given {sorted(backends) or 'none'}"
             )
-        results = backends[name].answer([state.asked[position].request for state, position in members])
+        results = backends[backend].answer([state.asked[position].request for state, position in members])
         for (state, position), result in zip(members, results, strict=True):
             state.results[position] = result
-            record = call_row(state.row["id"], signal.name, name, verb, state.asked[position], result)
+            record = call_row(state.row_id, name, backend, verb, state.asked[position], result)
             state.calls[record["id"]] = record
 
 
@@ -148,24 +182,24 @@ def _finite(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _collect(signal: Signal, live: Sequence[_Live], ratings: Sequence[Rating]) -> Rated:
+def _collect(signal: Signal, rows: Sequence[CandidatesRow], finished: Sequence[Finished[Rating]]) -> Rated:
     counts: defaultdict[str, float] = defaultdict(float, rows=0, answers=0, unscored=0)
     rated = Rated()
-    for state, rating in zip(live, ratings, strict=True):
+    for row, (rating, calls) in zip(rows, ((done.value, done.calls) for done in finished), strict=True):
         scored: ScoredRow = {
-            "id": state.row["id"],
-            "prompt": state.row["prompt"],
-            "completions": state.row["completions"],
+            "id": row["id"],
+            "prompt": row["prompt"],
+            "completions": row["completions"],
             "scores": rating.scores,
             "signal": signal.name,
-            "evidence": list(state.calls),
+            "evidence": list(calls),
         }
         if rating.parts:
             scored["parts"] = rating.parts
         if rating.judgments is not None:
             scored["judgments"] = rating.judgments
         rated.rows.append(scored)
-        rated.calls.extend(state.calls.values())
+        rated.calls.extend(calls.values())
         counts["rows"] += 1
         counts["answers"] += len(rating.scores)
         counts["unscored"] += sum(score is None for score in rating.scores)
