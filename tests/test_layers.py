@@ -17,7 +17,7 @@ LAYERS = [
     {"measure"},
     {"loop", "doctor", "estimate"},
     {"evaluate", "report", "ui", "publish"},
-    {"signals", "pairs", "train", "rerank", "sandbox", "inputs"},
+    {"signals", "pairs", "train", "rerank", "augment", "sandbox", "inputs"},
     {"retrieve"},
     {"backends"},
     {"engine"},

@@ -218,6 +218,19 @@ class RankingRow(TypedDict):
     evidence: list[str]
 
 
+class AugmentedRow(TypedDict):
+    """A question written anew. `inference` and `inference_back` are the classes that a classifier of natural language
+    inference gave to question and rewriting, and the other way round; null where it was not asked."""
+
+    id: str
+    question_id: str
+    strategy: str
+    text: str
+    inference: str | None
+    inference_back: str | None
+    evidence: list[str]
+
+
 class ReadRow(TypedDict):
     """One answer of a reader, without documents (`document_id` is null) or with one, and its measures."""
 
@@ -278,8 +291,8 @@ def arrow_schema(kind: str, *, tools: bool = False, contrast: bool = False) -> p
     """The Parquet schema of a row kind.
 
     Args:
-        kind: prompts, candidates, scored, calls, preference, judgment, questions, retrieved, ranking, reads or
-            rejects.
+        kind: prompts, candidates, scored, calls, preference, judgment, questions, retrieved, ranking,
+            augmented, reads or rejects.
         tools: messages have `EXTRAS`. Without, they have none, not even nulls: templates elsewhere ask whether a
             message has such a key, and take a null for one.
         contrast: completions have a `contrast`, null in some.
@@ -376,6 +389,15 @@ def arrow_schema(kind: str, *, tools: bool = False, contrast: bool = False) -> p
             ("labels", texts),
             ("scores", pa.list_(number)),
             ("signal", text),
+            ("evidence", texts),
+        ],
+        "augmented": [
+            ("id", text),
+            ("question_id", text),
+            ("strategy", text),
+            ("text", text),
+            ("inference", text),
+            ("inference_back", text),
             ("evidence", texts),
         ],
         "reads": [

@@ -83,7 +83,7 @@ class RewardBackend(Backend):
         # A negative one, as some checkpoints have, stands for none.
         own: int | None = self._config.pad_token_id
         self._own_pad = own if own is not None and own >= 0 else None
-        self.max_positions = _positions(model, tokenizer)
+        self.max_positions = positions(model, tokenizer)
         self.identity = {
             "backend": "reward",
             "version": VERSION,
@@ -104,7 +104,7 @@ class RewardBackend(Backend):
             UsageError: there is no such model, it is no sequence classifier, or weights are missing from it.
         """
         path = resolve_model_path(section.path)
-        model = _load_classifier(section, path)
+        model = load_classifier(section, path)
         tokenizer = load_tokenizer(section)
         has_template = section.template != "auto" or tokenizer.chat_template != PLAIN
         # After loading: a hub branch is resolved to its commit by then.
@@ -253,7 +253,16 @@ def _without_report() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _load_classifier(section: ModelSection, path: str) -> Any:
+def load_classifier(section: ModelSection, path: str, what: str = "reward model") -> Any:
+    """A sequence classifier, whole and on its device.
+
+    Args:
+        path: of the section, resolved.
+        what: it is to be, for messages.
+
+    Raises:
+        UsageError: there is no such model, it is no sequence classifier, or weights are missing from it.
+    """
     from transformers import AutoModelForSequenceClassification
 
     fix = "give a hub id or the folder of a sequence-classification model (config.json, *.safetensors)"
@@ -275,13 +284,13 @@ def _load_classifier(section: ModelSection, path: str) -> Any:
                 output_loading_info=True,
             )
     except LOAD_ERRORS as error:
-        what = f"cannot be loaded as a reward model: {error}"
-        raise UsageError(what, where=section.path, fix=load_fix(error, path) or fix) from error
+        reason = f"cannot be loaded as a {what}: {error}"
+        raise UsageError(reason, where=section.path, fix=load_fix(error, path) or fix) from error
     missing = sorted(info["missing_keys"])
     if missing:  # transformers would go on with random weights in their place
-        what = f"the checkpoint lacks {len(missing)} weights of a reward model, {missing[0]} first"
+        reason = f"the checkpoint lacks {len(missing)} weights of a {what}, {missing[0]} first"
         fix = "give a checkpoint with a trained head, and check that its download is complete"
-        raise UsageError(what, where=section.path, fix=fix)
+        raise UsageError(reason, where=section.path, fix=fix)
     return model.to(device).eval()
 
 
@@ -290,7 +299,7 @@ def _is_encoder(tokenizer: Any) -> bool:
     return tokenizer.cls_token_id is not None and tokenizer.sep_token_id is not None
 
 
-def _positions(model: Any, tokenizer: Any) -> int | None:
+def positions(model: Any, tokenizer: Any) -> int | None:
     """The most tokens that the model takes; None where nothing bounds them."""
     config = model.config.get_text_config()
     most: int | None = getattr(config, "max_position_embeddings", None)

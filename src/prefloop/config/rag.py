@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from prefloop.config.base import Section
+from prefloop.config.base import Section, path_shorthand
 from prefloop.config.models import ModelSection
 from prefloop.config.signals import OneModelSection
 
@@ -84,4 +84,67 @@ class ReaderSection(OneModelSection):
             raise ValueError(f"margin means nothing to label_rule {self.label_rule}; take it out")
         if self.label_rule == "f1_margin" and self.margin == 0:
             raise ValueError("label_rule f1_margin needs a margin, for example margin=0.1")
+        return self
+
+
+Strategy = Literal["rephrase", "complexity", "decompose", "constrain", "sparql"]
+
+
+class NliSection(Section):
+    """Which rewritings contradict their question, by a classifier of natural language inference."""
+
+    model: ModelSection = Field(
+        ModelSection(path="MoritzLaurer/mDeBERTa-v3-base-xnli-multilingual-nli-2mil7"),
+        description="Any sequence classifier with classes named entailment and contradiction in its configuration.",
+    )
+    bidirectional: bool = Field(
+        False, description="Ask the other way round too; a contradiction in either direction counts."
+    )
+    whole_row: bool = Field(
+        False,
+        description="As published: look at the first three rewritings of a question alone, and drop all of its "
+        "rewritings if one of them is a contradiction.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _model_path(cls, data: Any) -> Any:
+        return path_shorthand(data, "model")
+
+    @field_validator("model")
+    @classmethod
+    def _loaded_here(cls, model: ModelSection) -> ModelSection:
+        if model.endpoint is not None:
+            raise ValueError("a server is asked as a language model, and this one classifies; take endpoint out")
+        return model
+
+
+class AugmentSection(Section):
+    """Questions written anew; each rewriting inherits its question's answers, documents and labels."""
+
+    strategies: tuple[Strategy, ...] = Field(
+        ("rephrase", "complexity", "decompose", "constrain", "sparql"),
+        min_length=1,
+        description="rephrase: other words; complexity: a harder question; decompose: several smaller ones; "
+        "constrain: further conditions; sparql: a query.",
+    )
+    model: ModelSection | None = Field(None, description="Who rewrites; without it the recipe's first model.")
+    temperature: float = Field(0.7, ge=0, description="0 is greedy.")
+    max_new_tokens: int = Field(256, gt=0, description="Of a rewriting; one that is cut off is not taken.")
+    retries: int = Field(1, ge=0, description="Further tries for a reply that cannot be used; greedy ones have none.")
+    nli: NliSection | None = Field(NliSection(), description="The filter; null keeps every rewriting.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _model_path(cls, data: Any) -> Any:
+        return path_shorthand(data, "model")
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        if len(set(self.strategies)) < len(self.strategies):
+            raise ValueError("strategies names one of them twice; take it out")
+        if self.temperature == 0 and self.retries:
+            raise ValueError(
+                "retries at temperature 0 would say the same again; set retries=0, or temperature above 0"
+            )
         return self

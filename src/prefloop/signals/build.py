@@ -148,11 +148,18 @@ def _open_reward(section: ModelSection, cache: Cache | None) -> Backend:
     return RewardBackend.load(section, cache)
 
 
+def _open_nli(section: ModelSection, cache: Cache | None) -> Backend:
+    from prefloop.backends.nli import NliBackend
+
+    return NliBackend.load(section, cache)
+
+
 # Each loads its own kind's libraries, when a model is opened.
 OPENERS: dict[str, Callable[[Any, Cache | None], Backend]] = {
     "language": _open_language,
     "pairrm": _open_pairrm,
     "reward": _open_reward,
+    "nli": _open_nli,
 }
 
 

@@ -1,0 +1,1 @@
+"""Questions written anew, and the filter that keeps those which mean the same."""
