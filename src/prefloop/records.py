@@ -197,7 +197,7 @@ class RetrievedRow(TypedDict):
     scores: list[float]
 
 
-class RankingRow(TypedDict):
+class LabelledRow(TypedDict):
     """Documents of a question with what they do to a reader's answer.
 
     `labels` are aligned, unaligned, both_correct, both_incorrect or abstained, and `scores` say how much a document
@@ -291,7 +291,7 @@ def arrow_schema(kind: str, *, tools: bool = False, contrast: bool = False) -> p
     """The Parquet schema of a row kind.
 
     Args:
-        kind: prompts, candidates, scored, calls, preference, judgment, questions, retrieved, ranking,
+        kind: prompts, candidates, scored, calls, preference, judgment, questions, retrieved, labelled,
             augmented, reads or rejects.
         tools: messages have `EXTRAS`. Without, they have none, not even nulls: templates elsewhere ask whether a
             message has such a key, and take a null for one.
@@ -378,7 +378,7 @@ def arrow_schema(kind: str, *, tools: bool = False, contrast: bool = False) -> p
             ("ranks", pa.list_(pa.int32())),
             ("scores", pa.list_(number)),
         ],
-        "ranking": [
+        "labelled": [
             ("id", text),
             ("query", text),
             ("answers", texts),

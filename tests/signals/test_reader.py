@@ -77,7 +77,7 @@ def test_flips_of_the_answer(alone, wanted):
     assert len(found.calls) == 6 == len(row["evidence"])
     assert len(found.reads) == 5
     assert "1 do not fit" in card(found.counts)
-    to_table("ranking", found.rows, where="")
+    to_table("labelled", found.rows, where="")
     to_table("reads", found.reads, where="")
 
 

@@ -25,7 +25,7 @@ from prefloop.backends.base import (
 )
 from prefloop.config.rag import ReaderSection
 from prefloop.errors import PrefloopError
-from prefloop.records import CallRow, RankingRow, ReadRow, RejectRow, RetrievedRow, canonical_json, content_id
+from prefloop.records import CallRow, LabelledRow, ReadRow, RejectRow, RetrievedRow, canonical_json, content_id
 from prefloop.signals import qa, reader_prompt
 from prefloop.signals.base import Call, Need
 from prefloop.signals.driver import drive
@@ -105,7 +105,7 @@ class Reading:
         refusal: why there is no row.
     """
 
-    row: RankingRow | None
+    row: LabelledRow | None
     reads: list[ReadRow] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     refusal: str | None = None
@@ -178,7 +178,7 @@ class ReaderSignal:
         self, row: RetrievedRow, places: list[int], verdicts: Sequence[tuple[str, float] | None], reads: list[ReadRow]
     ) -> Reading:
         counts = Counter("unread" if v is None else v[0] for v in verdicts)
-        ranking: RankingRow = {
+        labelled: LabelledRow = {
             "id": row["id"],
             "query": row["query"],
             "answers": row["answers"],
@@ -191,7 +191,7 @@ class ReaderSignal:
             "signal": self.name,
             "evidence": [],
         }
-        return Reading(ranking, reads, counts)
+        return Reading(labelled, reads, counts)
 
 
 def _condition(results: Sequence[Result], references: Sequence[str]) -> Condition | str:
@@ -233,7 +233,7 @@ def _reads(row: RetrievedRow, document: str | None, condition: Condition) -> lis
 
 
 @dataclass
-class Labelled:
+class Read:
     """What reading some rows gave; rows in = rows + rejects.
 
     Attributes:
@@ -241,14 +241,14 @@ class Labelled:
         counts: labels, summed, and `documents`.
     """
 
-    rows: list[RankingRow] = field(default_factory=list)
+    rows: list[LabelledRow] = field(default_factory=list)
     reads: list[ReadRow] = field(default_factory=list)
     calls: list[CallRow] = field(default_factory=list)
     rejects: list[RejectRow] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
 
 
-def read(signal: ReaderSignal, rows: Sequence[RetrievedRow], backends: Mapping[str, Backend], stage: str) -> Labelled:
+def read(signal: ReaderSignal, rows: Sequence[RetrievedRow], backends: Mapping[str, Backend], stage: str) -> Read:
     """Label the documents of all rows.
 
     Holds all calls of these rows in memory: give it parts of a few hundred rows.
@@ -260,20 +260,20 @@ def read(signal: ReaderSignal, rows: Sequence[RetrievedRow], backends: Mapping[s
     Raises:
         PrefloopError: as `driver.drive`.
     """
-    labelled = Labelled()
+    made = Read()
     finished = drive(signal.name, [(row["id"], signal.rate(row)) for row in rows], backends)
     for row, done in zip(rows, finished, strict=True):
-        labelled.calls += done.calls.values()
+        made.calls += done.calls.values()
         if done.value.row is None:
             reason = f"the reader cannot take the question: {done.value.refusal}"
             whole = canonical_json({"query": row["query"], "answers": row["answers"]})
-            labelled.rejects.append({"id": row["id"], "stage": stage, "reason": reason, "attempts": 1, "row": whole})
+            made.rejects.append({"id": row["id"], "stage": stage, "reason": reason, "attempts": 1, "row": whole})
             continue
-        labelled.rows.append({**done.value.row, "evidence": list(done.calls)})
-        labelled.reads += done.value.reads
-        labelled.counts += done.value.counts
-        labelled.counts["documents"] += len(done.value.row["labels"])
-    return labelled
+        made.rows.append({**done.value.row, "evidence": list(done.calls)})
+        made.reads += done.value.reads
+        made.counts += done.value.counts
+        made.counts["documents"] += len(done.value.row["labels"])
+    return made
 
 
 def card(counts: Mapping[str, float]) -> str:
