@@ -289,21 +289,32 @@ def status(
 
 @app.command()
 def validate(
-    file: Annotated[str, typer.Argument(help="Prompts or preferences: JSONL, JSON, CSV, Parquet, or hub:ORG/NAME.")],
-    file_format: Annotated[
-        str, typer.Option("--format", help="As `format` in a recipe's prompts or preferences section.")
+    file: Annotated[str, typer.Argument(help="Rows to check: JSONL, JSON, CSV, Parquet, or hub:ORG/NAME.")],
+    file_format: Annotated[str, typer.Option("--format", help="As `format` in a recipe's section.")] = "auto",
+    kind: Annotated[
+        str, typer.Option(help="auto, prompts, preferences, candidates, questions or rankings: what the rows are.")
     ] = "auto",
-    kind: Annotated[str, typer.Option(help="auto, prompts, preferences or candidates: what the rows are.")] = "auto",
     column: Annotated[str, typer.Option(help="Column with the prompt.")] = "prompt",
     ignore: Annotated[list[str] | None, typer.Option(help="Column that is there and not to be read.")] = None,
     model: Annotated[str | None, typer.Option(help="Model whose context the prompts must fit.")] = None,
+    candidates: Annotated[
+        str | None, typer.Option(help="Of rankings: rows of a retrieval; documents must be their query's.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Of questions: split of a hub data set.")] = "train",
     as_json: Json = False,
 ) -> None:
     """Check a file row by row: row, field, reason and fix for everything that is wrong."""
     from prefloop.inputs.validate import validate_file
 
     result = validate_file(
-        file, file_format=file_format, kind=kind, column=column, ignore_columns=ignore or [], model=model
+        file,
+        file_format=file_format,
+        kind=kind,
+        column=column,
+        ignore_columns=ignore or [],
+        model=model,
+        candidates=candidates,
+        split=split,
     )
     results(as_json=as_json).print(result.table())
     if as_json:

@@ -41,6 +41,12 @@ Kind = Literal[
     "empty_judgment",
     "only_praise",
     "not_judged",
+    "foreign_document",
+    "duplicate_document",
+    "both_sides",
+    "group_size",
+    "label_mismatch",
+    "no_such_id",
 ]
 
 

@@ -1,4 +1,4 @@
-"""`prefloop validate FILE`: everything that is wrong with a prompts, preference or candidates file."""
+"""`prefloop validate FILE`: everything that is wrong with prompts, preferences, candidates, questions or rankings."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from prefloop.config import PreferencesSection, PromptsSection
+from prefloop.config.rag import QuestionsSection
 from prefloop.errors import UsageError
 from prefloop.inputs.candidates import CANDIDATES_COLUMNS, candidates_faults
 from prefloop.inputs.columns import Columns
@@ -17,6 +18,9 @@ from prefloop.inputs.layouts import LAYOUTS, layout_of
 from prefloop.inputs.preferences import PreferenceReader
 from prefloop.inputs.problems import Problem, ProblemLog, raw_json
 from prefloop.inputs.prompts import PromptReader, TokenLimit
+from prefloop.inputs.questions import QuestionReader
+from prefloop.inputs.rankings import Candidates, RankingReader
+from prefloop.inputs.rankings import layout_of as ranking_layout
 from prefloop.inputs.readers import Record, Stats, Stream, container_of, format_of, read_records
 from prefloop.inputs.tokens import token_limit
 from prefloop.inputs.votes import agreement_line
@@ -31,8 +35,8 @@ class FileReport:
 
     Attributes:
         path: the source.
-        kind: prompts, preference or candidates.
-        layout: what the columns of preference data mean (`inputs.layouts`); None of other rows.
+        kind: prompts, preference, candidates, questions or ranking.
+        layout: what the columns of preference data, questions or rankings mean; None of other rows.
         rows, valid: records read, and those of them that can be used.
         blank_lines: skipped, which is allowed.
         left_columns: there and not read, by choice or because the format has them: in how many rows.
@@ -119,7 +123,8 @@ class FileReport:
         return Group(*parts)
 
 
-KINDS = ("auto", "prompts", "preferences", "candidates")
+QUESTION_FORMATS = tuple(f for f in get_args(QuestionsSection.model_fields["format"].annotation) if f != "auto")
+KINDS = ("auto", "prompts", "preferences", "candidates", "questions", "rankings")
 
 
 def validate_file(
@@ -131,6 +136,8 @@ def validate_file(
     ignore_columns: Sequence[str] = (),
     model: str | None = None,
     max_prompt_tokens: TokenLimit | None = None,
+    candidates: str | None = None,
+    split: str = "train",
     keep: int = 1000,
 ) -> FileReport:
     """Check every row of a file, as a run would read it.
@@ -143,6 +150,8 @@ def validate_file(
         column, ignore_columns: as in a recipe's prompts section; `["all"]` ignores every other column.
         model: also report prompts that do not fit the context of this model (hub id, folder, `sandbox`).
         max_prompt_tokens: the same, with a counter at hand.
+        candidates: of rankings: the rows of a retrieval; every document must be one of its query's.
+        split: of a hub data set of questions.
         keep: problems kept with their text; all are counted.
 
     Raises:
@@ -150,6 +159,12 @@ def validate_file(
     """
     if kind not in KINDS:
         raise UsageError(f"unknown kind {kind!r}", where="--kind", fix=f"use one of: {', '.join(KINDS)}")
+    if candidates is not None and kind not in ("auto", "rankings"):
+        raise UsageError("candidates are of rankings", where="--candidates", fix="take it out, or add --kind rankings")
+    if kind == "questions" or (kind == "auto" and file_format in QUESTION_FORMATS):
+        return _questions(str(path), file_format, list(ignore_columns), split, keep)
+    if kind == "rankings":
+        return _rankings(str(path), candidates, keep)
     of_prompts = get_args(PromptsSection.model_fields["format"].annotation)
     if file_format not in (*of_prompts, *LAYOUTS):
         known = ", ".join(dict.fromkeys((*of_prompts, *LAYOUTS)))
@@ -175,6 +190,10 @@ def validate_file(
     stream: Stream = read_records(prompts.path, container, stats, prompts.split)
     if kind == "auto":
         kind, stream = _kind(stream, column)
+    if kind == "rankings":
+        return _rankings(str(path), candidates, keep)
+    if candidates is not None:
+        raise UsageError("these are no rankings, and only those have candidates", where=str(path), fix="take it out")
     log = ProblemLog(keep)
     if kind == "preferences":
         pairs = PreferenceReader(preferences, max_prompt_tokens)
@@ -208,12 +227,37 @@ def _kind(stream: Stream, column: str) -> tuple[str, Stream]:
     for item in stream:
         head.append(item)
         if isinstance(item, Record):
-            if "completions" in item.value and layout_of(item.value) is None:
+            if ranking_layout(item.value) is not None and column not in item.value:
+                kind = "rankings"
+            elif "completions" in item.value and layout_of(item.value) is None:
                 kind = "candidates"
             elif (layout := layout_of(item.value)) is not None and layout.name != "lima" and column == "prompt":
                 kind = "preferences"
             break
     return kind, itertools.chain(head, stream)
+
+
+def _questions(path: str, file_format: str, ignore: list[str], split: str, keep: int) -> FileReport:
+    settings = {"path": path, "format": file_format, "split": split}
+    if file_format not in ("auto", *QUESTION_FORMATS):
+        known = ", ".join(QUESTION_FORMATS)
+        raise UsageError(f"unknown format {file_format!r} of questions", where="--format", fix=f"use one of: {known}")
+    ignored: Any = "all" if ignore == ["all"] else ignore
+    reader = QuestionReader(QuestionsSection.model_validate(settings | {"ignore_columns": ignored}))
+    log = ProblemLog(keep)
+    items = ((None, [i]) if isinstance(i, Problem) else (i, []) for i in reader)
+    valid = _log_all(items, log)
+    _log_all([(None, reader.unknown_columns())], log)
+    found = None if reader.layout is None else reader.layout.name
+    left = {} if reader.columns is None else _sorted(reader.columns)
+    return FileReport(path, "questions", reader.records, valid, reader.stats.blank_lines, left, found, log)
+
+
+def _rankings(path: str, candidates: str | None, keep: int) -> FileReport:
+    reader = RankingReader(path, None if candidates is None else Candidates.read(candidates))
+    stats, log = Stats(), ProblemLog(keep)
+    valid = _log_all(reader.read(read_records(path, container_of(path), stats)), log)
+    return FileReport(path, "ranking", reader.rows, valid, stats.blank_lines, {}, reader.layout, log)
 
 
 def _log_all(read: Iterable[tuple[Any, list[Problem]]], log: ProblemLog) -> int:
