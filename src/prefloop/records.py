@@ -245,6 +245,37 @@ class ReadRow(TypedDict):
     abstained: bool
 
 
+class ContextRow(TypedDict):
+    """What a demonstration of the pre-aligned task shows: documents by id in their order, and which one is judged.
+
+    `id` is the demonstration's. `position` counts from 1; `label` is aligned or unaligned.
+    """
+
+    id: str
+    question_id: str
+    document_ids: list[str]
+    position: int
+    label: str
+
+
+class RankingRow(TypedDict):
+    """A query and documents for it; the four lists go by place.
+
+    `query_id` is the original question's, which its rewritings share: splits go by it. `labels` are 1 (the document
+    helps the reader), 0 (it misleads) or null (neither, or not known); `scores` say how good a document is, higher is
+    better, null for not known.
+    """
+
+    id: str
+    query_id: str
+    query: str
+    document_ids: list[str]
+    documents: list[str]
+    labels: list[int | None]
+    scores: list[float | None]
+    source: str
+
+
 class RejectRow(TypedDict):
     """A row that a stage dropped, with the reason. `row` is the dropped row as JSON."""
 
@@ -292,7 +323,7 @@ def arrow_schema(kind: str, *, tools: bool = False, contrast: bool = False) -> p
 
     Args:
         kind: prompts, candidates, scored, calls, preference, judgment, questions, retrieved, labelled,
-            augmented, reads or rejects.
+            augmented, contexts, ranking, reads or rejects.
         tools: messages have `EXTRAS`. Without, they have none, not even nulls: templates elsewhere ask whether a
             message has such a key, and take a null for one.
         contrast: completions have a `contrast`, null in some.
@@ -399,6 +430,23 @@ def arrow_schema(kind: str, *, tools: bool = False, contrast: bool = False) -> p
             ("inference", text),
             ("inference_back", text),
             ("evidence", texts),
+        ],
+        "contexts": [
+            ("id", text),
+            ("question_id", text),
+            ("document_ids", texts),
+            ("position", pa.int32()),
+            ("label", text),
+        ],
+        "ranking": [
+            ("id", text),
+            ("query_id", text),
+            ("query", text),
+            ("document_ids", pa.list_(text)),
+            ("documents", pa.list_(text)),
+            ("labels", pa.list_(pa.int8())),
+            ("scores", pa.list_(number)),
+            ("source", text),
         ],
         "reads": [
             ("id", text),

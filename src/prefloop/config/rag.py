@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from prefloop.config.base import Section, path_shorthand
 from prefloop.config.models import ModelSection
 from prefloop.config.signals import OneModelSection
+from prefloop.config.training import TrainSection
 
 QuestionsFormat = Literal["auto", "questions", "natural_questions", "triviaqa", "hotpotqa", "webqsp", "flashrag"]
 
@@ -147,4 +148,51 @@ class AugmentSection(Section):
             raise ValueError(
                 "retries at temperature 0 would say the same again; set retries=0, or temperature above 0"
             )
+        return self
+
+
+class RankingSection(Section):
+    """How the reader's labels become rows that a reranker learns from."""
+
+    labels: Literal["flips", "outcomes"] = Field(
+        "flips",
+        description="flips: documents that turn the answer right are positive, those that turn it wrong negative, the "
+        "others neither (as published); outcomes: a right answer with the document is positive, a wrong one or none "
+        "negative, whatever the answer without it.",
+    )
+    retriever_share: float = Field(
+        0.3,
+        ge=0,
+        le=1,
+        description="Weight of the retriever's score in the order of the documents; the rest is the reader's. Both "
+        "run from 0 to 1 within a question.",
+    )
+
+
+class PrealignSection(Section):
+    """Stage one of the reader's alignment: to say whether the document at some position helps."""
+
+    documents: int = Field(3, gt=0, description="Documents in a prompt, the judged one among them.")
+    aligned: str = Field("Document {position} helps.", description="What is said of a document that helps.")
+    unaligned: str = Field("Document {position} misleads.", description="What is said of one that leads astray.")
+    mixed: bool = Field(
+        False, description="Train both tasks together in one stage, for comparison, in place of one after the other."
+    )
+    train: TrainSection | None = Field(
+        None, description="Training of this stage; without it as the recipe's `train` section."
+    )
+
+    @field_validator("aligned", "unaligned")
+    @classmethod
+    def _names_the_position(cls, text: str) -> str:
+        if "{position}" not in text or "{" in text.replace("{position}", ""):
+            raise ValueError("must hold {position}, and no other braces")
+        return text
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        if self.aligned == self.unaligned:
+            raise ValueError("aligned and unaligned say the same")
+        if self.mixed and self.train is not None:
+            raise ValueError("mixed has one training, which is the recipe's `train`; take prealign.train out")
         return self

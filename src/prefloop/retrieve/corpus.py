@@ -5,12 +5,15 @@
     qrels/<split>.tsv                             query-id  corpus-id  score
 
 in a folder, or in a zip of one; `.parquet` in place of `.jsonl` too. Versions of a passage share its id; their source
-is the file's name, or the field `source`. One file of passages alone is a collection without queries. Lone surrogates,
-which no tokenizer takes, become U+FFFD.
+is the file's name, or the field `source`. One file of passages alone is a collection without queries; it
+may be DPR's (`psgs_w100.tsv`, packed or not: id, text, title). Lone surrogates, which no tokenizer takes, become
+U+FFFD.
 """
 
 from __future__ import annotations
 
+import csv
+import gzip
 import io
 import json
 import zipfile
@@ -134,11 +137,11 @@ def read_collection(
         files: _Files = _Folder(place)
     elif place.is_file() and place.suffix == ".zip":
         files = _Zip(place)
-    elif place.is_file() and place.suffix in _SUFFIXES:
+    elif place.is_file() and (place.suffix in _SUFFIXES or _is_tsv(place.name)):
         if judged:
             what = "is one file of passages, and queries and judgements are needed too"
             raise UsageError(what, where=str(place), fix="give a folder or zip of BEIR's layout")
-        with place.open("rb") as stream:
+        with gzip.open(place, "rb") if place.suffix == ".gz" else place.open("rb") as stream:
             return Collection(str(place), _chosen(_passages(stream, str(place), None), sources, str(place)))
     else:
         raise UsageError(
@@ -257,6 +260,9 @@ def _rows(stream: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
     if where.endswith(".parquet"):
         yield from _parquet(stream, where)
         return
+    if _is_tsv(where):
+        yield from _tsv(stream, where)
+        return
     for number, line in enumerate(io.TextIOWrapper(stream, encoding="utf-8-sig", errors="replace", newline="\n"), 1):
         if not line.strip():
             continue
@@ -268,6 +274,32 @@ def _rows(stream: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
         if not isinstance(row, dict):
             raise UsageError("is no JSON object", where=place, fix='write {"_id": …, "text": …}')
         yield place, row
+
+
+def _is_tsv(name: str) -> bool:
+    return name.endswith((".tsv", ".tsv.gz"))
+
+
+def _tsv(stream: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """DPR's passages: columns id, text and title between tabs, named by the first line, texts in quotes or not."""
+    limit = csv.field_size_limit(2**31 - 1)
+    try:
+        text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="replace", newline="")
+        rows = csv.reader(text, delimiter="\t")
+        header = next(rows, [])
+        if "text" not in header or not {"id", "_id"} & set(header):
+            fix = "make the first line `id`, `text` and `title` with tabs between"
+            raise UsageError("its first line names no columns `id` and `text`", where=where, fix=fix)
+        for cells in rows:
+            place = f"{where}, line {rows.line_num}"
+            if len(cells) != len(header):
+                fix = "put texts with tabs or newlines into quotes"
+                raise UsageError(f"{len(cells)} cells under {len(header)} columns", where=place, fix=fix)
+            yield place, dict(zip(header, cells, strict=True))
+    except (csv.Error, OSError, EOFError) as error:
+        raise UsageError(f"cannot be read: {error}", where=where, fix="fetch it again") from error
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _parquet(stream: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
