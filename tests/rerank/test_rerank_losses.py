@@ -133,3 +133,4 @@ def test_a_document_on_both_sides_is_costly():
     mixed = negatives.clone()
     mixed[0] = positives[0]
     assert float(losses.contrastive(groups(positives, mixed), 2)) > float(clean)
+    assert float(losses.contrastive(groups(positives[:2], mixed[:2]), 2)) == pytest.approx(15.332460020093, abs=1e-9)

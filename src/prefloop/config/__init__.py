@@ -23,6 +23,7 @@ from prefloop.config.objectives import (
 )
 from prefloop.config.recipe import BranchSection, EvaluateSection, FirstSection, Recipe, Sampled, StopSection, Way
 from prefloop.config.retrieval import RetrieverSection
+from prefloop.config.rerank import RerankSection
 from prefloop.config.signals import (
     CriticSignalSection,
     FunctionSignalSection,
@@ -65,6 +66,7 @@ __all__ = [
     "PromptsSection",
     "Recipe",
     "RetrieverSection",
+    "RerankSection",
     "RewardModelSignalSection",
     "SampleSection",
     "Sampled",
