@@ -83,10 +83,9 @@ def published_step(model, groups: Sequence[Group], tasks: Sequence[str] = TASKS)
     shared = shared_parameters(model)
     flat = []
     for loss in found:
-        gradient = torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True)
-        flat.append(
-            torch.cat([torch.zeros_like(p).flatten() if g is None else g.flatten() for p, g in zip(shared, gradient)])
-        )
+        pieces = torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True)
+        dense = [torch.zeros_like(p) if g is None else g for p, g in zip(shared, pieces)]
+        flat.append(torch.cat([g.flatten() for g in dense]))
     jacobian = torch.stack(flat)
     gram = (jacobian @ jacobian.T).double()
     weights = mgda(gram)

@@ -99,7 +99,7 @@ def test_the_upper_bound_is_the_weighted_sum_s_gradient():
 
 
 def test_a_shared_row_is_encoded_once():
-    joint, batch = setup()
+    _, batch = setup()
     assert batch.rows == 4 * 8, "four queries of eight documents; the classified one is the first of its side"
     assert sum(len(call["input_ids"]) for call in batch.calls) == batch.rows
     _, apart = setup(weighting="mgda")
