@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from prefloop.config import Recipe
+from prefloop.config import recipe_schema
 
 PAGE = Path(__file__).parent / "recipe.md"
 HEAD = """# Recipe settings
 
 Made from `prefloop.config` by `docs/make_recipe_page.py`. A recipe is a YAML file of these sections; a setting can be
-changed on the command line as `a.b=c`. `prefloop run NAME --print-config` prints a recipe with every setting, and
+changed on the command line as `a.b=c`. A recipe with `questions` is a
+`RagRecipe`, every other one a `Recipe`. `prefloop run NAME --print-config` prints a recipe with every setting, and
 `prefloop schema` the JSON Schema for editors.
 
 A section that has a `path` may be given as that path alone: `model: ORG/NAME`.
@@ -20,9 +21,10 @@ A section that has a `path` may be given as that path alone: `model: ORG/NAME`.
 
 
 def page() -> str:
-    schema = Recipe.model_json_schema()
-    parts = [HEAD, _section("Recipe", schema)]
-    parts += [_section(name, section) for name, section in schema["$defs"].items()]
+    sections = recipe_schema()["$defs"]
+    first = ("Recipe", "RagRecipe")
+    parts = [HEAD, *(_section(name, sections.pop(name)) for name in first)]
+    parts += [_section(name, section) for name, section in sections.items()]
     return "\n".join(parts)
 
 

@@ -239,10 +239,10 @@ def estimate(
     as_json: Json = False,
 ) -> None:
     """Predict the memory and the time of a recipe's training, before any weight is loaded."""
-    from prefloop.config import load_recipe
+    from prefloop.config import load_answering
     from prefloop.estimate import estimate_recipe, table
 
-    settings = load_recipe(recipe, overrides)
+    settings = load_answering(recipe, overrides)
     found = estimate_recipe(settings, out or Path("runs") / settings.name, cache_path(), pairs)
     results(as_json=as_json).print(table(found))
     if as_json:
@@ -252,9 +252,9 @@ def estimate(
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of a recipe, for editors."""
-    from prefloop.config import Recipe
+    from prefloop.config import recipe_schema
 
-    print(json.dumps(Recipe.model_json_schema(), indent=2))
+    print(json.dumps(recipe_schema(), indent=2))
 
 
 @app.command()

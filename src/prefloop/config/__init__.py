@@ -7,7 +7,16 @@ Unknown keys are errors. Field descriptions are the one place where a setting is
 from prefloop.config.base import Section
 from prefloop.config.data import ContrastSection, PairSection, PreferencesSection, PromptsSection, SampleSection
 from prefloop.config.harness import HarnessSection
-from prefloop.config.load import load_recipe, parse_recipe, recipe_folder, recipe_path, shipped_recipes
+from prefloop.config.load import (
+    AnyRecipe,
+    load_answering,
+    load_recipe,
+    parse_recipe,
+    recipe_folder,
+    recipe_path,
+    recipe_schema,
+    shipped_recipes,
+)
 from prefloop.config.models import EndpointSection, ModelSection
 from prefloop.config.objectives import (
     AnchoredObjectiveSection,
@@ -21,9 +30,10 @@ from prefloop.config.objectives import (
     SftObjectiveSection,
     SimpoObjectiveSection,
 )
+from prefloop.config.rag_recipe import RagRecipe
 from prefloop.config.recipe import BranchSection, EvaluateSection, FirstSection, Recipe, Sampled, StopSection, Way
-from prefloop.config.retrieval import RetrieverSection
 from prefloop.config.rerank import RerankSection
+from prefloop.config.retrieval import RetrieverSection
 from prefloop.config.signals import (
     CriticSignalSection,
     FunctionSignalSection,
@@ -39,6 +49,7 @@ from prefloop.config.training import COSMETIC, LaunchSection, LoraSection, Merge
 __all__ = [
     "COSMETIC",
     "AnchoredObjectiveSection",
+    "AnyRecipe",
     "BranchSection",
     "ContrastSection",
     "CpoObjectiveSection",
@@ -64,9 +75,10 @@ __all__ = [
     "PairSection",
     "PreferencesSection",
     "PromptsSection",
+    "RagRecipe",
     "Recipe",
-    "RetrieverSection",
     "RerankSection",
+    "RetrieverSection",
     "RewardModelSignalSection",
     "SampleSection",
     "Sampled",
@@ -78,9 +90,11 @@ __all__ = [
     "StopSection",
     "TrainSection",
     "Way",
+    "load_answering",
     "load_recipe",
     "parse_recipe",
     "recipe_folder",
     "recipe_path",
+    "recipe_schema",
     "shipped_recipes",
 ]

@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
+from prefloop.config.rag_recipe import RagRecipe
 from prefloop.config.recipe import Recipe
 from prefloop.errors import UsageError
+
+AnyRecipe = Recipe | RagRecipe
+"""Answers to prompts, or answers from retrieved documents: a recipe with `questions` is of the second kind."""
 
 
 def recipe_folder() -> Path:
@@ -49,7 +53,7 @@ def recipe_path(name: str) -> Path:
     )
 
 
-def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
+def load_recipe(name: str, overrides: list[str] | None = None) -> AnyRecipe:
     """Read a recipe and apply `a.b=c` overrides, later ones last.
 
     Args:
@@ -73,12 +77,30 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
     return parse_recipe(data, where=name)
 
 
-def parse_recipe(data: dict[str, Any], *, where: str) -> Recipe:
+def parse_recipe(data: dict[str, Any], *, where: str) -> AnyRecipe:
     """Validate a recipe's data; every problem in one UsageError."""
+    kind: type[Recipe] | type[RagRecipe] = RagRecipe if "questions" in data else Recipe
     try:
-        return Recipe.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
-        raise UsageError("\n".join(_explain(e) for e in error.errors()), where=where) from None
+        raise UsageError("\n".join(_explain(e, kind) for e in error.errors()), where=where) from None
+
+
+def load_answering(name: str, overrides: list[str] | None = None) -> Recipe:
+    """As `load_recipe`, where only a recipe of answers to prompts will do.
+
+    Raises:
+        UsageError: as there, or the recipe answers from retrieved documents.
+    """
+    recipe = load_recipe(name, overrides)
+    if not isinstance(recipe, Recipe):
+        raise UsageError("is a recipe of questions and documents, which this does not take", where=name)
+    return recipe
+
+
+def recipe_schema() -> dict[str, Any]:
+    """JSON Schema of a recipe of either kind."""
+    return TypeAdapter(AnyRecipe).json_schema()
 
 
 def _apply(data: dict[str, Any], override: str) -> None:
@@ -117,18 +139,18 @@ _UNIONS = {"rate", "judge", "objective"}
 @cache
 def _tags() -> frozenset[str]:
     """The values of `type` by which sections of a union are told apart."""
-    kinds = [node["properties"].get("type", {}) for node in Recipe.model_json_schema()["$defs"].values()]
+    kinds = [node["properties"].get("type", {}) for node in recipe_schema()["$defs"].values()]
     return frozenset(tag for kind in kinds for tag in [kind.get("const"), *kind.get("enum", [])] if tag)
 
 
-def _explain(error: Any) -> str:
+def _explain(error: Any, kind: type[Recipe] | type[RagRecipe]) -> str:
     """One line for one pydantic error: the setting, what is wrong, the nearest known name."""
     # pydantic puts the tag of a union behind its field (rate.judge.mode); people write rate.mode.
     loc = error["loc"]
     untagged = [part for i, part in enumerate(loc) if not (i and loc[i - 1] in _UNIONS and part in _tags())]
     place = ".".join(str(part) for part in untagged)
     if error["type"] == "extra_forbidden":
-        known = _known_keys(error["loc"][:-1])
+        known = _known_keys(error["loc"][:-1], kind)
         close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
         return f"{place}: unknown setting; {hint}"
@@ -140,9 +162,9 @@ def _explain(error: Any) -> str:
     return f"{place or 'recipe'}: {message[0].lower()}{message[1:]}{shown}"
 
 
-def _known_keys(loc: tuple[Any, ...]) -> list[str]:
+def _known_keys(loc: tuple[Any, ...], kind: type[Recipe] | type[RagRecipe]) -> list[str]:
     """The settings of the section at a place of the schema, following unions by their tag."""
-    schema = Recipe.model_json_schema()
+    schema = kind.model_json_schema()
     node: dict[str, Any] = schema
     for part in loc:
         options = _options(schema, node)

@@ -1,4 +1,4 @@
-"""What identifies the prompts or preferences of a section, for the fingerprint of the stage that reads them."""
+"""What identifies the prompts, preferences or questions of a section, for the fingerprint of what reads them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from prefloop.config import PreferencesSection, PromptsSection
+from prefloop.config.rag import QuestionsSection
 from prefloop.errors import UsageError
 from prefloop.inputs import hub
 from prefloop.inputs.readers import container_of, format_of
 from prefloop.store.fingerprint import Memo, code_digest, file_digest, folder_digest
 
+_HOLDS = {PromptsSection: "prompts", PreferencesSection: "preferences", QuestionsSection: "questions"}
 
-def identity(section: PromptsSection | PreferencesSection, seed: int = 0, memo: Memo | None = None) -> dict[str, Any]:
+
+def identity(
+    section: PromptsSection | PreferencesSection | QuestionsSection, seed: int = 0, memo: Memo | None = None
+) -> dict[str, Any]:
     """Everything about a source of rows that changes what is read from it: its content, not its name.
 
     A file or a local folder is known by its digest (`content`); a hub set by the commit that the local cache holds
@@ -38,7 +43,7 @@ def identity(section: PromptsSection | PreferencesSection, seed: int = 0, memo: 
     path = Path(section.path)
     if not path.is_file():
         what = "is a folder, not a file" if path.is_dir() else "there is no such file"
-        raise UsageError(what, where=section.path, fix=f"name a file of {'prompts' if prompts else 'preferences'}")
+        raise UsageError(what, where=section.path, fix=f"name a file of {_HOLDS[type(section)]}")
     return settings | {"content": file_digest(path, memo)}
 
 

@@ -22,11 +22,14 @@ def question_id(question: str) -> str:
     return content_id("question", question)
 
 
-def read_questions(section: QuestionsSection) -> tuple[list[QuestionRow], list[RejectRow]]:
+def read_questions(section: QuestionsSection, seed: int = 0) -> tuple[list[QuestionRow], list[RejectRow]]:
     """Read a questions section.
 
     A question that repeats an earlier one goes to the rejects and stops nothing. Every record that was read is in one
     of the two lists.
+
+    Args:
+        seed: of a `sandbox:` set.
 
     Returns:
         The valid questions in the order of the file, at most `section.limit`, and the records dropped on the way.
@@ -34,6 +37,8 @@ def read_questions(section: QuestionsSection) -> tuple[list[QuestionRow], list[R
     Raises:
         UsageError: bad rows where `on_bad_row` is `stop`, or a file that cannot be read at all.
     """
+    if section.path.startswith("sandbox:"):
+        return _sandbox(section, seed), []
     reader = QuestionReader(section)
     stopping = section.on_bad_row == "stop"
     log = ProblemLog(keep=100 if stopping else None, uncapped=("fatal", "duplicate"))
@@ -56,6 +61,21 @@ def read_questions(section: QuestionsSection) -> tuple[list[QuestionRow], list[R
             fix=f"prefloop validate {section.path} --kind questions",
         )
     return rows, reject_rows(log.kept, "questions")
+
+
+def _sandbox(section: QuestionsSection, seed: int) -> list[QuestionRow]:
+    """Questions about the embedded world: `sandbox:library/train`."""
+    from prefloop.sandbox import library
+
+    name, _, side = section.path.removeprefix("sandbox:").partition("/")
+    try:
+        if name != "library":
+            raise ValueError(f"unknown questions {name!r}; there are library/train and library/heldout")
+        found = library.questions(side, section.limit, seed)
+    except ValueError as error:
+        fix = "set questions.path to sandbox:library/train or sandbox:library/heldout"
+        raise UsageError(str(error), where=section.path, fix=fix) from None
+    return [{"id": question_id(q.text), "question": q.text, "answers": [q.answer], "source_id": q.id} for q in found]
 
 
 @dataclass

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from prefloop.backends.base import Backend, Usage
-from prefloop.config import ModelSection, Recipe, RetrieverSection
+from prefloop.config import ModelSection, RagRecipe, Recipe, RetrieverSection
 from prefloop.errors import PrefloopError, UsageError
 from prefloop.loop.manifest import paid
 from prefloop.loop.plan import FIRST_READ
@@ -60,6 +60,14 @@ class Bench:
 
     @property
     def recipe(self) -> Recipe:
+        """The recipe of a run that answers prompts."""
+        assert isinstance(self.loop.recipe, Recipe)
+        return self.loop.recipe
+
+    @property
+    def rag(self) -> RagRecipe:
+        """The recipe of a run that answers from retrieved documents."""
+        assert isinstance(self.loop.recipe, RagRecipe)
         return self.loop.recipe
 
     @cached_property
@@ -82,7 +90,7 @@ class Bench:
             UsageError: a function or template is missing or faulty, or the model cannot be trained as asked.
         """
         from prefloop.evaluate import checkers
-        from prefloop.loop.plan import evaluation_signals, measured_otherwise, models_of
+        from prefloop.loop.plan import evaluation_signals, measured_otherwise
         from prefloop.signals import build
         from prefloop.train.check import check_trainable
 
@@ -92,14 +100,7 @@ class Bench:
                 build.preflight(section)
         for functions in self.recipe.evaluate.checkers.values():
             checkers.preflight(functions)
-        for section in models_of(self.recipe):
-            variable = None if section.endpoint is None else section.endpoint.key_variable
-            if variable is not None and not os.environ.get(variable):
-                raise UsageError(
-                    f"the environment variable {variable} is not set, which is to hold the key of {section.path}",
-                    where="endpoint.key_variable",
-                    fix=f"export {variable}=…, or name another variable",
-                )
+        self.check_keys()
         if (own := measured_otherwise(self.recipe)) is not None:
             logger.warning(
                 "%s is written for one answer at a time; the measurement compares two, by the built-in prompt: set "
@@ -110,6 +111,21 @@ class Bench:
         trainings = [way.train for way in ways] + ([] if self.recipe.first is None else [self.recipe.first.train])
         for training in trainings:
             check_trainable(self.recipe.model, training)
+
+    def check_keys(self) -> None:
+        """Look whether the keys of all servers are there.
+
+        Raises:
+            UsageError: one is not.
+        """
+        for section in self.loop.kind.models_of(self.loop.recipe):
+            variable = None if section.endpoint is None else section.endpoint.key_variable
+            if variable is not None and not os.environ.get(variable):
+                raise UsageError(
+                    f"the environment variable {variable} is not set, which is to hold the key of {section.path}",
+                    where="endpoint.key_variable",
+                    fix=f"export {variable}=…, or name another variable",
+                )
 
     def run(self, stage: Stage, folder: StageDir, fingerprint: str, runner: Runner) -> None:
         """Run one stage, and write into the run's files that it began, what it asked of models, and that it ended."""

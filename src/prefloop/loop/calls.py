@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from prefloop.config import Recipe
+from prefloop.config import AnyRecipe, Recipe
 from prefloop.loop.plan import Stage, evaluation_sample, evaluation_signals
 from prefloop.signals.build import Asking, asking
 
@@ -42,12 +42,14 @@ class Calls(NamedTuple):
         return f"up to {calls:,} calls: about {read:,} tokens read, besides the prompts, and {calls:,}{most} written"
 
 
-def judge_calls(recipe: Recipe, planned: Sequence[Planned]) -> dict[str, Calls]:
+def judge_calls(recipe: AnyRecipe, planned: Sequence[Planned]) -> dict[str, Calls]:
     """What the stages that are not done will ask of judges, by their names; others are not in it.
 
     Raises:
         UsageError: a judge's template or rubric is faulty.
     """
+    if not isinstance(recipe, Recipe):
+        return {}
     kept = {p.stage.name: p.success["rows"]["kept"] for p in planned if p.success and "rows" in p.success}
     found = {}
     for p in planned:

@@ -10,7 +10,6 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from prefloop import __version__
-from prefloop.loop.plan import FIRST_TRAIN
 
 if TYPE_CHECKING:
     from prefloop.loop.run import Loop
@@ -99,8 +98,6 @@ def summarize(loop: Loop) -> dict[str, Any]:
 
     Paths in it are relative to the run directory.
     """
-    from prefloop.loop.plan import selects
-
     stages: dict[str, Any] = {}
     rounds: list[dict[str, Any]] = []
     for planned in loop.survey():
@@ -115,7 +112,7 @@ def summarize(loop: Loop) -> dict[str, Any]:
             "seconds": success.get("seconds"),
         }
         extra = success.get("extra") or {}
-        if stage.verb in ("train", FIRST_TRAIN):
+        if stage.verb == "train" or stage.verb.endswith("-train"):
             stages[stage.name]["train"] = extra
         if stage.verb == "select":
             stages[stage.name]["chosen"] = extra
@@ -130,7 +127,7 @@ def summarize(loop: Loop) -> dict[str, Any]:
         (measured,) = (found for found in rounds if found["round"] == final)
         summary["evaluate"] = {k: v for k, v in measured.items() if k != "round"}
         summary["rounds"] = rounds
-    last = "select" if selects(loop.recipe) else "merge"
+    last = "select" if loop.kind.selects(loop.recipe) else "merge"
     if last in stages:
         summary["model"] = "model"
     if "select" in stages:

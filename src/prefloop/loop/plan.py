@@ -313,3 +313,7 @@ def _model_settings(section: ModelSection, cache: Cache | None) -> dict[str, Any
     template = file_digest(section.template) if Path(section.template).is_file() else section.template
     weights = model_digest(resolve_model_path(section.path), section.revision, memo=cache)
     return {"weights": weights, "dtype": section.dtype, "template": template}
+
+
+# What the other kind of recipe plans with too (`rag_plan`).
+model_settings, stage_code = _model_settings, _code

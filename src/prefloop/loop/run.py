@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prefloop.config import ModelSection, Recipe
+from prefloop.config import AnyRecipe, ModelSection
 from prefloop.engine.load import resolve_model_path
 from prefloop.errors import UsageError
 from prefloop.loop import manifest
-from prefloop.loop.plan import FIRST_MERGE, Stage, models_of, pinned, plan, selects, stage_name, winner
+from prefloop.loop.kinds import Kind, kind_of
+from prefloop.loop.plan import FIRST_MERGE, Stage, stage_name, winner
 from prefloop.loop.rounds import broken
 from prefloop.publish.model_card import write_model_cards
 from prefloop.store.cache import Cache
@@ -50,7 +51,7 @@ class Planned:
 class Loop:
     """A recipe bound to a run directory and a cache."""
 
-    recipe: Recipe
+    recipe: AnyRecipe
     run: RunDir
     cache: Cache | None
     stages: list[Stage] = field(init=False)
@@ -61,9 +62,14 @@ class Loop:
         self.commits: dict[str, str] = dict(manifest_before.get("commits", {}))
         self._pin()
 
+    @property
+    def kind(self) -> Kind:
+        """How the loop treats this kind of recipe."""
+        return kind_of(self.recipe)
+
     def _pin(self) -> None:
-        self.recipe = pinned(self.recipe, self.commits)
-        self.stages = plan(self.recipe, self.cache)
+        self.recipe = self.kind.pinned(self.recipe, self.commits)
+        self.stages = self.kind.plan(self.recipe, self.cache)
 
     def resolve(self) -> None:
         """Turn the branches of hub models into commits, before anything is computed with them.
@@ -71,7 +77,7 @@ class Loop:
         Raises:
             UsageError: the hub does not know a model, or cannot be reached.
         """
-        for section in models_of(self.recipe):
+        for section in self.kind.models_of(self.recipe):
             if section.endpoint is not None:
                 continue
             name = f"{section.path}@{section.revision or 'main'}"
@@ -152,7 +158,7 @@ class Loop:
 
     def model_folder(self, stage: Stage) -> Path:
         """Where a merge stage writes: into the run's `model/`, or, where it may not be the run's, beside it."""
-        apart = stage.name == FIRST_MERGE or selects(self.recipe)
+        apart = stage.name == FIRST_MERGE or self.kind.selects(self.recipe)
         return (self.folder(stage.name).path if apart else self.run.path) / "model"
 
     def merged(self, round_number: int, branch: str = "") -> ModelSection:
@@ -190,11 +196,13 @@ class Loop:
         verbs = {stage.verb for stage in self.stages}
         if until == "pair" and "preferences" in verbs:
             until = "preferences"  # where the pairs of such a recipe come from
+        elif until == "pair" and "rows" in verbs:
+            until = "rows"  # what a reranker learns from
         elif until == "pair" and "pair" not in verbs:
             until = "judgments"  # what such a recipe is trained on in place of pairs
         if until is not None and until not in verbs:
             raise UsageError(
-                f"this recipe has no stage {until}: it trains on preferences that are there",
+                f"this recipe has no stage {until}; it has {', '.join(dict.fromkeys(s.verb for s in self.stages))}",
                 where=self.recipe.name,
                 fix="stop behind its pairs (prefloop pair), or train, merge, evaluate",
             )
@@ -208,9 +216,9 @@ class Loop:
         return {**summary, "computed": computed}
 
     def _execute(self, progress: Progress, until: str | None, warnings: _Warnings) -> list[str]:
-        from prefloop.loop import stages as runners
         from prefloop.loop.bench import Bench
 
+        runners = self.kind.runners()
         last = max((s.number for s in self.stages if s.verb == until), default=len(self.stages))
         bench: Bench | None = None
         computed: list[str] = []
@@ -230,7 +238,7 @@ class Loop:
                     self._check_same_model()
                     self.resolve()
                     bench = Bench(self, progress)
-                    bench.preflight()
+                    self.kind.preflight(bench)
                     stage = self.stages[number - 1]
                     fingerprint = self.fingerprint(stage, contents)
                 assert fingerprint is not None, "the inputs of a stage are finished before it"
@@ -239,7 +247,7 @@ class Loop:
                 self.run.write_manifest(manifest.describe(self))
                 progress.stage(stage.name, number, last)
                 warnings.at = {"stage": stage.name, "fingerprint": fingerprint}
-                bench.run(stage, folder, fingerprint, runners.RUNNERS[stage.verb])
+                bench.run(stage, folder, fingerprint, runners[stage.verb])
                 computed.append(stage.name)
             success = folder.success()
             assert success is not None, "a stage ends with its mark"
@@ -301,13 +309,13 @@ def _warnings_to(run: RunDir, progress: Progress) -> Iterator[_Warnings]:
 
 
 @contextmanager
-def open_loop(recipe: Recipe, out: Path, cache_path: Path) -> Iterator[Loop]:
+def open_loop(recipe: AnyRecipe, out: Path, cache_path: Path) -> Iterator[Loop]:
     """Open (or make) a run directory and the project's cache, locked for this process."""
     with Cache(cache_path) as cache, RunDir.open(out) as run:
         yield Loop(recipe, run, cache)
 
 
-def survey(recipe: Recipe, out: Path, cache_path: Path) -> list[Planned]:
+def survey(recipe: AnyRecipe, out: Path, cache_path: Path) -> list[Planned]:
     """The state of every stage of a recipe in a run directory that may not exist yet. Takes no lock, makes nothing."""
     with Cache(cache_path) if cache_path.exists() else nullcontext() as cache:
         return Loop(recipe, RunDir(out, None), cache).survey()

@@ -60,14 +60,14 @@ def now(
         UsageError: nobody compares in the recipe, or a file is faulty.
         PrefloopError: the judge gave too few verdicts, or a server's limit of cost is reached.
     """
-    from prefloop.config import load_recipe
+    from prefloop.config import load_answering
     from prefloop.evaluate.alpaca_eval import paired, read_outputs
     from prefloop.evaluate.alpaca_judge import candidates_of
     from prefloop.evaluate.win_rate import compare
     from prefloop.loop.plan import evaluation_signals
     from prefloop.signals.build import build, preflight
 
-    recipe = load_recipe(judge, overrides)
+    recipe = load_answering(judge, overrides)
     sections = evaluation_signals(recipe)
     if not sections:
         raise UsageError("nobody compares in this recipe", where=judge, fix="set evaluate.judge")

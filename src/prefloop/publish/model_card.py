@@ -130,8 +130,9 @@ def _summary(facts: Facts, what: What, number: int, branch: str) -> str:
     objective = (facts.way(branch)["train"].get("objective") or {}).get("type")
     kind = "A LoRA adapter for" if what == "adapter" else "A model made from"
     trained = "trained" if what == "adapter" else "by training"
+    learned = "questions and their documents" if facts.recipe.get("questions") else "preferences"
     times = f" in {number} rounds" if what == "model" and number > 1 else ""
-    text = f"{kind} {_base(facts, what, number)}, {trained} on preferences ({objective}){times} with prefloop."
+    text = f"{kind} {_base(facts, what, number)}, {trained} on {learned} ({objective}){times} with prefloop."
     if own_base(facts, what, number):
         text += f" That model was made from {_base(facts, 'model', number)}, upon which this adapter does not fit."
     return text
@@ -203,6 +204,8 @@ def _data(facts: Facts, branch: str) -> str:
     recipe = public(facts.recipe)
     if recipe.get("preferences"):
         return f"preferences from `{recipe['preferences'].get('path')}`"
+    if recipe.get("questions"):
+        return f"questions of `{recipe['questions'].get('path')}` with documents of `{recipe['corpus'].get('path')}`"
     sample, rate = recipe.get("sample") or {}, public(facts.way(branch)["rate"])
     prompts = (recipe.get("prompts") or {}).get("path")
     return f"{sample.get('n')} answers to each prompt of `{prompts}`, rated by `{rate.get('type')}`"
@@ -229,8 +232,10 @@ def _results(facts: Facts, what: What, number: int, branch: str) -> str:
         rows.append((f"win rate, by {name}", "", "", _interval(other["win_rate"]), f"{other['win_rate']['n']:,}"))
     for group, measures in evaluate.items():
         for name, measure in measures.items() if isinstance(measures, dict) else ():
-            if isinstance(measure, dict) and {"base", "aligned", "difference"} <= measure.keys():
-                base, aligned = (f"{measure[side]:.3f}" for side in ("base", "aligned"))
+            if isinstance(measure, dict) and {"aligned", "difference"} <= measure.keys():
+                base, aligned = (
+                    f"{measure[side]:.3f}" for side in ("base" if "base" in measure else "plain", "aligned")
+                )
                 rows.append((f"{group} {name}", base, aligned, _interval(measure["difference"]), f"{measure['n']:,}"))
     lengths = evaluate.get("lengths") or {}
     if {"base", "aligned"} <= lengths.keys():

@@ -28,14 +28,22 @@ CARD = {
 }
 ORDER = (
     *("first-preferences", "first-train", "first-merge"),
-    *("prompts", "preferences", "sample", "rate", "pair", "judgments"),
-    *("train", "merge", "heldout", "evaluate", "ability"),
+    *("prompts", "preferences", "sample", "questions", "retrieve", "augment", "rate", "pair", "judgments"),
+    *("rows", "rerank", "without-pointwise-rerank", "without-pairwise-rerank", "without-contrastive-rerank"),
+    *("prealign", "qa", "prealign-train", "prealign-merge", "train", "merge"),
+    *("without-prealign-train", "without-prealign-merge", "heldout", "heldout-retrieve", "evaluate", "ability"),
 )
 UNITS = {
     "prompts": "prompts",
     "preferences": "rows",
     "first-preferences": "rows",
     "heldout": "held-out prompts",
+    "questions": "questions",
+    "retrieve": "questions with documents",
+    "augment": "rewritings",
+    "rows": "ranking rows",
+    "prealign": "demonstrations",
+    "qa": "demonstrations",
     "sample": "prompts sampled",
     "rate": "prompts rated",
     "pair": "pairs",

@@ -35,7 +35,7 @@ def headline(summary: dict[str, Any]) -> list[str]:
             change = figure["difference"]
             value, low, high = (f"{100 * change[key]:+.1f}" for key in ("value", "ci_low", "ci_high"))
             lines.append(
-                f"{name}: {_share(figure['base'])} → {_share(figure['aligned'])} "
+                f"{name}: {_share(figure['base' if 'base' in figure else 'plain'])} → {_share(figure['aligned'])} "
                 f"(change {value} [{low}, {high}] points, n = {figure['n']}): "
                 f"{_verdict({**change, 'n': figure['n']}, 0.0)}"
             )
