@@ -200,6 +200,7 @@ def test_warm_up_that_never_ends_is_told(tmp_path: Path, caplog: pytest.LogCaptu
 def test_plan() -> None:
     plan = Plan.of(10, 4, 1.5, 0.1, log=1, save=5, validate=True)
     assert (plan.epoch, plan.total, plan.warmup) == (3, 5, 1)
+    assert Plan.of(10, 4, 1.5, 0.1, log=1, save=5, validate=True, warmup_steps=3).warmup == 3
     assert Plan.of(1, 8, 0.1, 0.0, log=1, save=5, validate=False).total == 1
 
 

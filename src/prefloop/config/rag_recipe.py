@@ -78,7 +78,7 @@ class RagRecipe(Section):
     stop: ClassVar[StopSection | None] = None
     first: ClassVar[None] = None
 
-    name: str = Field(pattern=r"^[\w.-]+$")
+    name: str = Field(pattern=r"^[\w.-]+$", description="Of the run; it is in `runs/NAME` unless --out says else.")
     model: ModelSection = Field(description="The reader: it says what helps it, and is trained.")
     questions: QuestionsSection
     corpus: CorpusSection

@@ -133,7 +133,7 @@ class Way(NamedTuple):
 class Recipe(Section):
     """One run of the loop: answers to prompts are sampled and rated, or preferences that are there are trained on."""
 
-    name: str = Field(pattern=r"^[\w.-]+$")
+    name: str = Field(pattern=r"^[\w.-]+$", description="Of the run; it is in `runs/NAME` unless --out says else.")
     model: ModelSection
     prompts: PromptsSection | None = None
     preferences: PreferencesSection | None = None

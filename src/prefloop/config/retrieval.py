@@ -83,7 +83,7 @@ class RetrieverSection(Section):
     def _settings_are_of_its_kind(self) -> Self:
         if self.path == BM25 and self.kind not in ("auto", "bm25"):
             raise ValueError(f"path bm25 is no {self.kind}")
-        given = self.model_fields_set
+        given = [n for n in self.model_fields_set if getattr(self, n) != type(self).model_fields[n].default]
         is_bm25 = BM25 in (self.path, self.kind)
         stray = [name for name in (_MODEL_ONLY if is_bm25 else ("corpus",)) if name in given]
         if is_bm25 and self.path != BM25:

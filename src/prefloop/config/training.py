@@ -60,6 +60,7 @@ class TrainSection(Section):
     learning_rate: float = Field(5e-5, gt=0, description="Peak, behind the warm-up.")
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="How it falls afterwards.")
     warmup_ratio: float = Field(0.1, ge=0, lt=1, description="Share of the steps in which it rises.")
+    warmup_steps: int | None = Field(None, ge=0, description="Steps in which it rises, in place of `warmup_ratio`.")
     weight_decay: float = Field(0.0, ge=0, description="Of AdamW.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
     max_length: int = Field(1024, gt=0, description="Prompt and answer together, tokens; longer pairs are rejected.")

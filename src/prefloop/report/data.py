@@ -11,6 +11,7 @@ from typing import Any
 from prefloop.evaluate.stats import says_nothing
 from prefloop.report.charts import interval
 from prefloop.report.figures import curves, histograms, measures
+from prefloop.report.rag import systems
 from prefloop.report.remarks import remarks
 from prefloop.signals.bias import rates
 from prefloop.store.rundir import RunDir
@@ -140,6 +141,7 @@ def collect(run: RunDir) -> dict[str, Any]:
         "validation": _validation(parts),
         "measures": measures(evaluate),
         "lengths": evaluate.get("lengths"),
+        "rag": systems(evaluate.get("rag_qa")),
         "perplexity": evaluate.get("perplexity"),
         "models": _models(everything),
         "differences": evaluate.get("differences") or [],
@@ -173,6 +175,8 @@ def _facts(manifest: dict[str, Any], recipe: dict[str, Any], events: list[dict[s
         ("Model", model.get("path")),
         ("First trained on", ((recipe.get("first") or {}).get("preferences") or {}).get("path")),
         ("Preferences", (recipe.get("preferences") or {}).get("path")),
+        ("Questions", (recipe.get("questions") or {}).get("path")),
+        ("Corpus", (recipe.get("corpus") or {}).get("path")),
         ("Signal", " ".join(str(rate[k]) for k in ("type", "mode", "callable") if rate.get(k))),
         ("Objective", ((recipe.get("train") or {}).get("objective") or {}).get("type")),
         ("Device", ", ".join(dict.fromkeys(devices))),

@@ -43,12 +43,22 @@ class Plan:
 
     @classmethod
     def of(
-        cls, pairs: int, batch: int, epochs: float, warmup_ratio: float, *, log: int, save: int, validate: bool
+        cls,
+        pairs: int,
+        batch: int,
+        epochs: float,
+        warmup_ratio: float,
+        *,
+        log: int,
+        save: int,
+        validate: bool,
+        warmup_steps: int | None = None,
     ) -> Plan:
         """The plan for a number of pairs; fractions of steps are rounded up."""
         epoch = math.ceil(pairs / batch)
         total = max(1, math.ceil(epochs * epoch))
-        return cls(epoch, total, math.ceil(warmup_ratio * total), log, save, validate)
+        warmup = math.ceil(warmup_ratio * total) if warmup_steps is None else warmup_steps
+        return cls(epoch, total, warmup, log, save, validate)
 
 
 class Rhythm(TrainerCallback):  # type: ignore[misc]

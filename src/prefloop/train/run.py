@@ -211,10 +211,12 @@ def train(
         log=section.logging_steps,
         save=section.save_steps,
         validate=len(validation) > 0,
+        warmup_steps=section.warmup_steps,
     )
     if plan.warmup >= plan.total:
         logger.warning(
-            "warm-up takes all %d steps: the learning rate never reaches %g; lower train.warmup_ratio or train longer",
+            "warm-up takes all %d steps: the learning rate never reaches %g; lower train.warmup_ratio (or _steps) or "
+            "train longer",
             plan.total,
             section.learning_rate,
         )
