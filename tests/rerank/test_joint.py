@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from four_calls import four_calls, published_groups, published_step
-from tiny_encoders import WORDS, tiny_encoder
 
 from prefloop.config import RerankSection
 from prefloop.errors import PrefloopError
@@ -14,6 +13,7 @@ from prefloop.rerank.groups import Group
 from prefloop.rerank.joint import JointLoss, backward
 from prefloop.rerank.model import load_two_logits
 from prefloop.train.precision import Precision
+from tiny_encoders import WORDS, tiny_encoder
 
 TASKS = ("pointwise", "pairwise", "contrastive")
 EXACT = Precision(torch.device("cpu"), torch.float32)

@@ -8,7 +8,6 @@ import pytest
 import torch
 from rerank_numbers import seq
 from sentence_transformers import CrossEncoder
-from tiny_encoders import ARCHITECTURES, tiny_encoder
 from transformers import AutoModelForSequenceClassification
 
 from prefloop.config import RerankSection
@@ -21,6 +20,7 @@ from prefloop.rerank.model import (
     save_folded,
     shared_parameters,
 )
+from tiny_encoders import ARCHITECTURES, tiny_encoder
 
 PAIRS = [("w1 w2", f"w{i} w{(7 * i) % 60} w{(3 * i) % 60}") for i in range(3, 40)]
 
