@@ -10,10 +10,11 @@ from typing import Any
 from prefloop.config.rag import QuestionsSection
 from prefloop.errors import UsageError
 from prefloop.inputs.columns import Columns
+from prefloop.inputs.encoding import opened
 from prefloop.inputs.messages import Fault, text_fault
 from prefloop.inputs.problems import Problem, ProblemLog, raw_json, reject_rows, stop
 from prefloop.inputs.question_layouts import LAYOUTS, QuestionLayout, layout_of, list_keys
-from prefloop.inputs.readers import Record, Stats, Stream, container_of, json_type, opened, read_records
+from prefloop.inputs.readers import Record, Stats, Stream, container_of, json_type, read_records
 from prefloop.records import QuestionRow, RejectRow, content_id
 
 
