@@ -450,12 +450,15 @@ def test_given_pairs_that_the_run_was_trained_on_are_left_out(other, tmp_path):
 def test_two_judges_and_equal_checkers_of_a_recipe_have_names_of_their_own(other, tmp_path):
     kindness = f"{CHECKER}:kindness"
     again = {"type": "function", "callable": f"{CHECKER}:correctness"}
-    evaluate = {"also": [again, again], "checkers": {"a": {"good": kindness}, "b": {"good": kindness}}}
+    cost = {"function": f"{CHECKER}:mistake", "lower_is_better": True}
+    checkers = {"a": {"good": kindness}, "b": {"good": kindness, "bad": cost}}
+    evaluate = {"also": [again, again], "checkers": checkers}
     run = make_run(tmp_path / "run", other, rows_of("questions/heldout", 3), rows_of("questions/train", 2))
     recipe = RunDir.peek(run).read_manifest()["recipe"]
     change(run, recipe=Recipe.model_validate(recipe | {"evaluate": evaluate}).model_dump(mode="json"))
     found = call("compare", "sandbox", run, *SHORT, "--json")
-    assert list(found["signals"]) == ["function", "function (2)", "function (3)", "a.good", "b.good"]
+    assert list(found["signals"]) == ["function", "function (2)", "function (3)", "a.good", "b.good", "b.bad"]
+    assert [found["signals"][name]["kind"] for name in ("b.good", "b.bad")] == ["score", "cost"]
 
 
 # ------------------------------------------------------------------------------------------------- judges and servers

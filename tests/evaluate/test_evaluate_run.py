@@ -110,6 +110,15 @@ def test_checkers_give_both_rates_and_a_paired_difference():
     assert 0 <= found["difference"]["ci_low"] <= 0.5 <= found["difference"]["ci_high"] <= 1
 
 
+def test_a_cost_is_told_apart_and_its_figures_are_as_they_are():
+    rows = joined(("no", "yes"), ("no", "yes"))
+    functions = {"agrees": "my_checkers:yes", "known": "my_checkers:known"}
+    found = check(functions, rows, lower_is_better=["agrees"], resamples=300)
+    assert found["agrees"]["lower_is_better"] is True
+    assert found["agrees"]["difference"]["value"] == 1
+    assert "lower_is_better" not in found["known"]
+
+
 def test_a_prompt_without_a_value_for_both_counts_for_neither():
     rows = joined(("aa", "bbbb"), ("?", "bbbbbbbb"), ("aaaaaaaa", "?"), ("cccc", "dddd"))
     found = check({"known": "my_checkers:known"}, rows, resamples=300)["known"]

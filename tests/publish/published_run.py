@@ -15,7 +15,11 @@ EVALUATE = {
         "kindness": {
             **{"base": 0.4, "aligned": 0.9, "n": 300},
             "difference": {"value": 0.5, "ci_low": 0.44, "ci_high": 0.56},
-        }
+        },
+        "mistake": {
+            **{"base": 0.4, "aligned": 0.1, "n": 300, "lower_is_better": True},
+            "difference": {"value": -0.3, "ci_low": -0.36, "ci_high": -0.24},
+        },
     },
 }
 

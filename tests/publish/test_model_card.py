@@ -32,6 +32,7 @@ def test_a_model_card_says_method_data_and_results_with_intervals(run):
     assert "80 rows trained on (left out: 2 longer than max_length)" in card
     assert "| win rate against the base |  |  | 0.712 [0.660, 0.764] | 300 |" in card
     assert "| sandbox kindness | 0.400 | 0.900 | 0.500 [0.440, 0.560] | 300 |" in card
+    assert "| sandbox mistake (lower is better) | 0.400 | 0.100 | -0.300 [-0.360, -0.240] | 300 |" in card
     assert "| mean characters of an answer | 41.2 | 47.9 |  |  |" in card
     assert HERE not in card
     assert str(run) not in card

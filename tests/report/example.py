@@ -95,7 +95,13 @@ EVALUATE: dict[str, Any] = {
     "sandbox": {
         "kindness": {"base": 0.412, "aligned": 0.957, "n": 1000, "difference": difference(0.545, 0.03)},
         "correctness": {"base": 0.573, "aligned": 0.641, "n": 1000, "difference": difference(0.068, 0.035)},
-        "mistake": {"base": 0.11, "aligned": 0.105, "n": 640, "difference": difference(-0.005, 0.02)},
+        "mistake": {
+            "base": 0.31,
+            "aligned": 0.11,
+            "n": 640,
+            "difference": difference(-0.2, 0.02),
+            "lower_is_better": True,
+        },
         "meaning_kept": {"base": 0.9, "aligned": 0.861, "n": 980, "difference": difference(-0.039, 0.02)},
     },
 }

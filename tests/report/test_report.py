@@ -71,7 +71,10 @@ def test_the_report_says_what_came_out(finished: Path) -> None:
     assert "The aligned model is better than the base" in text
     assert "Win rate 87.1 % [84.5 %, 89.6 %] on 1,000 held-out prompts" in text
     assert "861 won, 119 lost, 20 tied (12 identical answers), 3 without a verdict" in text
-    assert re.search(r"kindness .*41\.2 % 95\.7 % .*\+54\.5 \[\+51\.5, \+57\.5\] 1,000", text)
+    assert re.search(r"kindness .*41\.2 % 95\.7 % .*\+54\.5 \[\+51\.5, \+57\.5\] better 1,000", text)
+    assert re.search(r"mistake lower is better .*\[−22\.0, −18\.0\] better 640", text)
+    assert "meaning kept got worse: 90.0 % before, 86.1 % after." in text
+    assert "mistake got worse" not in text
     assert "−3.9 [−5.9, −1.9]" in text
     assert "5 all scores equal, 2 gap below min_gap" in text
     assert "120 steps on 77 pairs − 2 rejected" in text
@@ -304,9 +307,10 @@ def test_an_interval_without_width_is_called_empty(monkeypatch: pytest.MonkeyPat
     assert text.count("all 12 equal; the interval says nothing") == 2
 
 
-def test_a_good_run_has_one_remark(finished: Path) -> None:
-    (only,) = collect(RunDir.peek(finished))["remarks"]
-    assert "also measured the result" in only
+def test_a_good_run_has_few_remarks(finished: Path) -> None:
+    fell, own = collect(RunDir.peek(finished))["remarks"]
+    assert fell.startswith("meaning kept got worse")
+    assert "also measured the result" in own
 
 
 def test_half_characters_do_not_cost_the_report(finished: Path) -> None:

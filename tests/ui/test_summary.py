@@ -33,3 +33,11 @@ def test_a_checker_that_says_nothing() -> None:
     figure = {"base": 0.0, "aligned": 0.0, "n": 5, "difference": {"value": 0.0, "ci_low": 0.0, "ci_high": 0.0}}
     (line,) = headline({"evaluate": {"mine": {"kind": figure}}})
     assert line.endswith("n = 5): all 5 equal; the interval says nothing")
+
+
+@pytest.mark.parametrize(("lower", "words"), [(False, "worse"), (True, "better")])
+def test_a_falling_rate_is_better_where_lower_is(lower: bool, words: str) -> None:
+    change = {"value": -0.2, "ci_low": -0.3, "ci_high": -0.1}
+    figure = {"base": 0.4, "aligned": 0.2, "n": 100, "difference": change, "lower_is_better": lower}
+    (line,) = headline({"evaluate": {"mine": {"mistake": figure}}})
+    assert line.endswith(f"n = 100): {words}")

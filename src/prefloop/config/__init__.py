@@ -31,7 +31,16 @@ from prefloop.config.objectives import (
     SimpoObjectiveSection,
 )
 from prefloop.config.rag_recipe import RagRecipe
-from prefloop.config.recipe import BranchSection, EvaluateSection, FirstSection, Recipe, Sampled, StopSection, Way
+from prefloop.config.recipe import (
+    BranchSection,
+    CheckerSection,
+    EvaluateSection,
+    FirstSection,
+    Recipe,
+    Sampled,
+    StopSection,
+    Way,
+)
 from prefloop.config.rerank import RerankSection
 from prefloop.config.retrieval import RetrieverSection
 from prefloop.config.signals import (
@@ -51,6 +60,7 @@ __all__ = [
     "AnchoredObjectiveSection",
     "AnyRecipe",
     "BranchSection",
+    "CheckerSection",
     "ContrastSection",
     "CpoObjectiveSection",
     "CriticSignalSection",

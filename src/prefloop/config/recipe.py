@@ -16,6 +16,18 @@ from prefloop.config.signals import CriticSignalSection, SelfRewardSignalSection
 from prefloop.config.training import MergeSection, TrainSection
 
 
+class CheckerSection(Section):
+    """A function that gives a rate for one answer. Written as a text, it is the function, and more is better."""
+
+    function: str = Field(description="`module:name` of f(prompt: list of messages, completion: str) -> 0..1 or None.")
+    lower_is_better: bool = Field(False, description="A lower rate is the better one, as of mistakes.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text(cls, data: Any) -> Any:
+        return {"function": data} if isinstance(data, str) else data
+
+
 class EvaluateSection(Section):
     """The measurement: the aligned model against the base on prompts that were not trained on."""
 
@@ -40,9 +52,10 @@ class EvaluateSection(Section):
         description="Perplexity of both models' answers under the loop's first model: whether alignment cost the "
         "language its form.",
     )
-    checkers: dict[str, dict[str, str]] = Field(
+    checkers: dict[str, dict[str, CheckerSection]] = Field(
         default_factory=dict,
-        description="Group -> name -> `module:name` of functions that give a rate for one answer, 0..1 or None.",
+        description="Group -> name -> a function that gives a rate for one answer, or `{function: module:name, "
+        "lower_is_better: true}`.",
     )
     harness: HarnessSection | None = Field(
         None, description="Ability by lm-eval, base against aligned; without it none is measured."

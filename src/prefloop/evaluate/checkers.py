@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from prefloop.errors import UsageError
@@ -13,7 +13,12 @@ from prefloop.signals.function import Scorer, ask, load
 
 
 def check(
-    functions: Mapping[str, str], rows: Sequence[CandidatesRow], *, resamples: int = 10_000, seed: int = 0
+    functions: Mapping[str, str],
+    rows: Sequence[CandidatesRow],
+    *,
+    lower_is_better: Collection[str] = (),
+    resamples: int = 10_000,
+    seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
     """Rates of both models, and their difference paired over prompts.
 
@@ -22,16 +27,21 @@ def check(
     Args:
         functions: name -> `module:name` of f(prompt: list of messages, completion: str) -> 0..1 or None.
         rows: two completions each, [base, aligned] (`answers.join` makes them).
+        lower_is_better: names of those whose rate is better when lower.
         resamples, seed: of the bootstrap over prompts.
 
     Returns:
         name -> {"base", "aligned" (mean over prompts), "n" (prompts that count), "excluded" (rows that do not),
-        "difference": {"value", "ci_low", "ci_high"}} with aligned - base.
+        "difference": {"value", "ci_low", "ci_high"}} with aligned - base, whichever is better; `lower_is_better` is
+        among them, as true, where that is so.
 
     Raises:
         UsageError: a function is not there, fails, gives anything but 0..1 or None, or applies to no row at all.
     """
-    return {name: _check(name, path, rows, resamples, seed) for name, path in functions.items()}
+    found = {name: _check(name, path, rows, resamples, seed) for name, path in functions.items()}
+    for name in lower_is_better:
+        found[name]["lower_is_better"] = True
+    return found
 
 
 def preflight(functions: Mapping[str, str]) -> None:

@@ -59,6 +59,8 @@ def evaluate(
         comparison = compare(rows, signal, backends, resamples=section.bootstrap, seed=seed, on_progress=on_progress)
         summary["win_rate"] = comparison.summary | {"signal": signal.identity}
     summary["lengths"] = mean_lengths(rows)
-    for group, functions in section.checkers.items():
-        summary[group] = check(functions, rows, resamples=section.bootstrap, seed=seed)
+    for group, checkers in section.checkers.items():
+        functions = {name: checker.function for name, checker in checkers.items()}
+        costs = [name for name, checker in checkers.items() if checker.lower_is_better]
+        summary[group] = check(functions, rows, lower_is_better=costs, resamples=section.bootstrap, seed=seed)
     return Evaluated(summary, comparison)

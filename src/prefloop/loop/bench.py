@@ -98,8 +98,8 @@ class Bench:
         for section in (*(way.rate for way in ways), *evaluation_signals(self.recipe)):
             if section is not None:
                 build.preflight(section)
-        for functions in self.recipe.evaluate.checkers.values():
-            checkers.preflight(functions)
+        for group in self.recipe.evaluate.checkers.values():
+            checkers.preflight({name: checker.function for name, checker in group.items()})
         self.check_keys()
         if (own := measured_otherwise(self.recipe)) is not None:
             logger.warning(

@@ -200,7 +200,10 @@ class _Planner:
             "sample": evaluation_sample(recipe).model_dump(exclude={"model"}),
             "judges": [self._signal(section) for section in evaluation_signals(recipe)],
             "checkers": {
-                group: {name: function_identity(path) for name, path in functions.items()}
+                group: {
+                    name: function_identity(checker.function) | {"lower_is_better": checker.lower_is_better}
+                    for name, checker in functions.items()
+                }
                 for group, functions in recipe.evaluate.checkers.items()
             },
             "bootstrap": recipe.evaluate.bootstrap,

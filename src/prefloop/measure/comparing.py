@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefloop.config import JudgeSignalSection, PromptsSection, SampleSection, SignalSection
 from prefloop.errors import UsageError
-from prefloop.measure.referees import checked, comparers, own_judges, preflight, signals
+from prefloop.measure.referees import checked, comparers, costs, own_judges, preflight, signals
 from prefloop.measure.subjects import Models, Subject, answers, decoding, opened, prompts
 from prefloop.records import CallRow, CandidatesRow, PromptRow
 from prefloop.store import atomic
@@ -72,6 +72,7 @@ def compare(
         compared = compare_answers(
             rows,
             comparers(models, given, who, how.seed),
+            lower_is_better=costs(given, signal_words),
             resamples=how.resamples,
             seed=how.seed,
             on_progress=_shown(progress, "comparisons"),

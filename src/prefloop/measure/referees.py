@@ -46,14 +46,21 @@ def signals(models: Sequence[Subject], given: Sequence[str] | None) -> dict[str,
     wanted = [(section.type, section) for section in evaluation_signals(recipe)]
     for group, functions in recipe.evaluate.checkers.items():
         wanted += [
-            (f"{group}.{name}", parse_signal({"type": "function", "callable": path}, path))
-            for name, path in functions.items()
+            (f"{group}.{name}", parse_signal({"type": "function", "callable": c.function}, c.function))
+            for name, c in functions.items()
         ]
     found: dict[str, SignalSection] = {}
     for name, section in wanted:
         same = sum(other == name for other, _ in wanted[: len(found)])
         found[f"{name} ({same + 1})" if same else name] = section
     return found
+
+
+def costs(models: Sequence[Subject], given: Sequence[str] | None) -> set[str]:
+    """Names of those of `signals` whose lower score is the better one: checkers of a recipe that says so."""
+    recipe = None if given else next((subject.recipe for subject in models if subject.recipe is not None), None)
+    groups = {} if recipe is None else recipe.evaluate.checkers
+    return {f"{group}.{name}" for group, own in groups.items() for name, c in own.items() if c.lower_is_better}
 
 
 def named(given: Sequence[str], option: str, taken: Collection[str] = ()) -> dict[str, SignalSection]:

@@ -236,7 +236,8 @@ def _results(facts: Facts, what: What, number: int, branch: str) -> str:
                 base, aligned = (
                     f"{measure[side]:.3f}" for side in ("base" if "base" in measure else "plain", "aligned")
                 )
-                rows.append((f"{group} {name}", base, aligned, _interval(measure["difference"]), f"{measure['n']:,}"))
+                label = f"{group} {name}" + (" (lower is better)" if measure.get("lower_is_better") else "")
+                rows.append((label, base, aligned, _interval(measure["difference"]), f"{measure['n']:,}"))
     lengths = evaluate.get("lengths") or {}
     if {"base", "aligned"} <= lengths.keys():
         chars = (f"{lengths[side]['chars']:.1f}" for side in ("base", "aligned"))

@@ -51,8 +51,9 @@ def measures(evaluate: dict[str, Any]) -> list[dict[str, Any]]:
             before = entry["base"] if "base" in entry else entry["plain"]
             reach = max(0.1, *(abs(change[k]) for k in ("value", "ci_low", "ci_high")))
             empty = says_nothing(change | {"n": entry["n"]})
+            above, below = ("worse", "better") if entry.get("lower_is_better") else ("better", "worse")
             verdict = (
-                "same" if empty else "up" if change["ci_low"] > 0 else "down" if change["ci_high"] < 0 else "same"
+                "same" if empty else above if change["ci_low"] > 0 else below if change["ci_high"] < 0 else "same"
             )
             found.append(
                 {
@@ -64,6 +65,7 @@ def measures(evaluate: dict[str, Any]) -> list[dict[str, Any]]:
                     "excluded": entry.get("excluded", 0),
                     "difference": change,
                     "verdict": verdict,
+                    "lower_is_better": entry.get("lower_is_better", False),
                     "says_nothing": empty,
                     "reach": reach,
                     "picture": before_after(

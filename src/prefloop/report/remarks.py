@@ -41,6 +41,11 @@ def remarks(
         for m in data["measures"]
         if m["says_nothing"]
     ]
+    found += [
+        f"{m['name']} got worse: {100 * m['base']:.1f} % before, {100 * m['aligned']:.1f} % after."
+        for m in data["measures"]
+        if m["verdict"] == "worse"
+    ]
     if data["no_win"]:
         found.append(
             "No win rate was measured, as nobody compared the answers (evaluate.judge). That the model fits its "

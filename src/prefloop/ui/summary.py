@@ -37,7 +37,7 @@ def headline(summary: dict[str, Any]) -> list[str]:
             lines.append(
                 f"{name}: {_share(figure['base' if 'base' in figure else 'plain'])} → {_share(figure['aligned'])} "
                 f"(change {value} [{low}, {high}] points, n = {figure['n']}): "
-                f"{_verdict({**change, 'n': figure['n']}, 0.0)}"
+                f"{_verdict({**change, 'n': figure['n']}, 0.0, lower=figure.get('lower_is_better', False))}"
             )
     if costs := summary.get("cost"):
         each = ", ".join(f"{model} {cost:.6g}" for model, cost in costs.items())
@@ -99,12 +99,13 @@ def _share(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
-def _verdict(figure: dict[str, Any], neutral: float) -> str:
+def _verdict(figure: dict[str, Any], neutral: float, *, lower: bool = False) -> str:
+    """In words; lower: less is better."""
     if says_nothing(figure):
         return f"all {figure['n']} equal; the interval says nothing"
     few = f" (of {figure['n']} prompts only: below {FEW} such intervals are too narrow)" if figure["n"] < FEW else ""
     if figure["ci_low"] > neutral:
-        return f"better{few}"
+        return f"{'worse' if lower else 'better'}{few}"
     if figure["ci_high"] < neutral:
-        return f"worse{few}"
+        return f"{'better' if lower else 'worse'}{few}"
     return f"no detectable difference{few}"
