@@ -12,11 +12,12 @@ from typer.testing import CliRunner
 from prefloop.cli.commands import app
 from prefloop.config import load_recipe
 from prefloop.loop.run import open_loop
-from prefloop.sandbox.flaws import criticism
+from prefloop.sandbox.flaws import criticism, places
 from prefloop.sandbox.prompts import prompts
 from prefloop.store.rows import read_rows
 from prefloop.ui.progress import Progress
 
+OBJECTIVE = "train.objective={type: cut, judged_prompt: sandbox, threshold: 1.5, downsample: 0.25}"
 SMALL = ("model.batch_size=64", "train.batch_size=8", "train.epochs=1", "evaluate.bootstrap=100")
 
 
@@ -34,7 +35,7 @@ def rows(out: Path, stage: str) -> list[dict[str, Any]]:
 def test_answers_are_criticised_and_learned_from(tmp_path: Path) -> None:
     """No pair stage; every answer of the sample is a judgment row, and what is done is not done again."""
     out = tmp_path / "run"
-    settings = ("prompts.limit=24", "evaluate.prompts.limit=20", "train.objective.downsample=0.25")
+    settings = ("prompts.limit=24", "evaluate.prompts.limit=20", "sample.n=1", "branches={}", OBJECTIVE)
     summary = execute("recipes/sandbox/cut.yaml", out, *settings)
     assert summary["computed"] == [
         *("prompts", "heldout", "sample", "rate", "judgments", "train", "merge", "evaluate", "report")
@@ -61,6 +62,8 @@ def test_answers_are_criticised_and_learned_from(tmp_path: Path) -> None:
         "sandbox",
         "--threshold",
         "1.5",
+        "--truth",
+        "prefloop.sandbox.flaws:places",
         "--out",
         str(page),
         "--json",
@@ -73,8 +76,41 @@ def test_answers_are_criticised_and_learned_from(tmp_path: Path) -> None:
     flags = [token["flagged"] for answer in told["answers"] for token in answer["tokens"]]
     assert sweep[1.5] == pytest.approx(sum(flags) / len(flags))
     assert 0 < sweep[1.5] < 0.3
+    (at,) = (row for row in told["sweep"] if row["threshold"] == 1.5)
+    hits = 0
+    for answer, row in zip(told["answers"], (row for row in judged if row["judgment"]), strict=True):
+        texts, text = [token["text"] for token in answer["tokens"]], row["completion"][0]["content"]
+        starts = [len("".join(texts[:i])) for i in range(len(texts))]
+        wrong = {max(i for i, start in enumerate(starts) if start <= at) for at in places(row["prompt"], text)}
+        hits += sum(answer["tokens"][i]["flagged"] for i in wrong)
+    assert at["precision"] == pytest.approx(hits / sum(flags))
+    assert at["recall"] > 0.5
     assert sorted(sweep.values(), reverse=True) == [sweep[t] for t in sorted(sweep)]
     assert page.read_text().count("<b title=") == sum(flags)
+
+
+def test_likelihood_and_pairs_beside_it(tmp_path: Path) -> None:
+    """Of the same judged answers: `sft` learns every satisfactory one, `dpo` the pairs that the scores make."""
+    out = tmp_path / "run"
+    summary = execute("recipes/sandbox/cut.yaml", out, "prompts.limit=24", "evaluate.prompts.limit=20", "sample.n=3")
+    assert set(summary["evaluate"]["branches"]) == {"cut", "sft", "dpo"}
+    judged = rows(out, "sft-judgments")
+    assert judged == rows(out, "cut-judgments")
+    good = sum(row["judgment"] is None for row in judged)
+    trained = {
+        name: json.loads(next((out / "stages").glob(f"*-{name}-train/trained.json")).read_text())
+        for name in ("cut", "sft")
+    }
+    assert trained["sft"]["pairs"] + trained["sft"]["validation_pairs"] == good
+    assert trained["cut"]["pairs"] + trained["cut"]["validation_pairs"] == len(judged)
+    for pair in rows(out, "dpo-pair"):
+        assert (pair["score_chosen"], pair["score_rejected"]) == (1.0, 0.0)
+    # Whichever branch's model was chosen: judgments are what is looked at.
+    page = ["--judged-prompt", "sandbox", "-n", "5", "--out", str(tmp_path / "page.html")]
+    found = CliRunner().invoke(app, ["inspect-cut", str(out), *page])
+    assert found.exit_code == 0, found.output
+    assert "5 criticised answers" in found.output
+    assert CliRunner().invoke(app, ["inspect", str(out)]).exit_code == 0
 
 
 def test_a_file_of_judgments(tmp_path: Path) -> None:

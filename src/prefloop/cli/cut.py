@@ -25,6 +25,13 @@ def inspect_cut(
     template: Annotated[str, typer.Option(help="Chat template: auto, plain, alpaca, or a Jinja file.")] = "auto",
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Criticised answers to score.")] = 100,
     max_length: Annotated[int, typer.Option(min=1, help="Longer ones are left out, tokens.")] = 2048,
+    truth: Annotated[
+        str | None,
+        typer.Option(
+            help="Function module:name of (prompt messages, answer) -> the characters where it is wrong, if that is "
+            "known: tells each threshold's precision and recall."
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The page to write; inspect-cut.html without it.")] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print every token with its probabilities to stdout, last.")
@@ -34,6 +41,7 @@ def inspect_cut(
     from prefloop.config import ModelSection
     from prefloop.engine.load import quiet
     from prefloop.report.spoken import render_spoken
+    from prefloop.signals.function import call, load
     from prefloop.store import atomic
     from prefloop.train.spoken import spoken, sweep
 
@@ -41,6 +49,7 @@ def inspect_cut(
     name = model or name
     if name is None:
         raise UsageError("which model is to score them?", where=source, fix="name it: --model ORG/NAME")
+    known = None if truth is None else load(truth)
     quiet()
     section = ModelSection(path=name, template=template)
     found, left_out = spoken(section, rows, judged_prompt=judged_prompt, max_length=max_length, limit=limit)
@@ -60,15 +69,25 @@ def inspect_cut(
         }
         for answer in found
     ]
-    rates = sweep(found)
+    wrong = None
+    if truth is not None and known is not None:
+        texts = [(a, a.row["prompt"], a.row["completion"][0]["content"]) for a in found]
+        wrong = [answer.at(call(known, truth, prompt, text)) for answer, prompt, text in texts]
+    rates = sweep(found, wrong=wrong)
     page = out or Path("inspect-cut.html")
     atomic.write_text(page, render_spoken(name, threshold, answers, rates))
     console = results(as_json=as_json)
     print_table(
         console,
         f"{len(found)} criticised answers, scored by {escape(name)}",
-        ["threshold", "tokens flagged", "answers with a flag"],
-        [[f"{r['threshold']:g}", f"{r['rate']:.1%}", f"{r['answers']:.0%}"] for r in rates],
+        ["threshold", "tokens flagged", "answers with a flag", *(() if wrong is None else ("precision", "recall"))],
+        [
+            [
+                *(f"{r['threshold']:g}", f"{r['rate']:.1%}", f"{r['answers']:.0%}"),
+                *(f"{r[name]:.2f}" for name in ("precision", "recall") if name in r),
+            ]
+            for r in rates
+        ],
     )
     for reason, count in left_out.items():
         console.print(f"left out: {count}, {escape(reason)}", soft_wrap=True)
@@ -87,7 +106,8 @@ def _source(source: str) -> tuple[str | None, Iterator[Any]]:
     folder = Path(source)
     if (folder / "manifest.json").is_file():
         recipe = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["recipe"]
-        rows = stage_rows(folder, None, 10**9, rejects=False)
+        stage = "judgments" if recipe.get("preferences") is None else "preferences"
+        rows = stage_rows(folder, stage, 10**9, rejects=False)
         return recipe["model"]["path"], (row for row in rows if "completion" in row)
     reader = PreferenceReader(PreferencesSection(path=source, on_bad_row="reject"))
     parts = reader.parts(1000)

@@ -11,7 +11,7 @@ from prefloop.config.base import Section, path_shorthand
 from prefloop.config.data import PairSection, PreferencesSection, PromptsSection, SampleSection
 from prefloop.config.harness import HarnessSection
 from prefloop.config.models import ModelSection
-from prefloop.config.objectives import CutObjectiveSection, SftObjectiveSection
+from prefloop.config.objectives import CutObjectiveSection, KtoObjectiveSection, SftObjectiveSection
 from prefloop.config.signals import CriticSignalSection, SelfRewardSignalSection, SignalSection
 from prefloop.config.training import MergeSection, TrainSection
 
@@ -139,8 +139,9 @@ class Way(NamedTuple):
 
     @property
     def judged(self) -> bool:
-        """Whether it learns from judgments: answers are then not paired."""
-        return isinstance(self.train.objective, CutObjectiveSection)
+        """Whether it learns from each answer that a critic judged by itself: answers are then not paired."""
+        single = isinstance(self.train.objective, CutObjectiveSection | SftObjectiveSection | KtoObjectiveSection)
+        return single and isinstance(self.rate, CriticSignalSection)
 
 
 class Recipe(Section):
@@ -240,12 +241,16 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _criticised(self) -> Recipe:
-        """Objective `cut` learns from judgments, which a critic writes; it makes no pairs."""
+        """Objective `cut` learns from judgments, which a critic writes; what learns from them makes no pairs."""
         for way in self.ways.values():
-            if self.preferences is None and way.judged and not isinstance(way.rate, CriticSignalSection):
+            cut = isinstance(way.train.objective, CutObjectiveSection)
+            if self.preferences is None and cut and not isinstance(way.rate, CriticSignalSection):
                 raise ValueError("objective cut learns from written judgments: set rate.type=critic")
         if not self.branches and self.pair not in (None, PairSection()) and self.ways[""].judged:
-            raise ValueError("pair: objective cut learns from each answer by itself; take the section out")
+            objective = self.train.objective.type
+            raise ValueError(
+                f"pair: with a critic, objective {objective} learns from each answer by itself; take the section out"
+            )
         return self
 
     @model_validator(mode="after")

@@ -46,6 +46,11 @@ def flaws(prompt: list[Message], completion: str) -> list[Flaw]:
     return sorted(found, key=lambda flaw: flaw.start)
 
 
+def places(prompt: list[Message], completion: str) -> list[int]:
+    """The characters at which an answer's flaws were decided: what a judgment's flags should hit."""
+    return [flaw.start for flaw in flaws(prompt, completion)]
+
+
 def criticism(prompt: list[Message], completion: str) -> str | None:
     """A written judgment that names every flaw of the answer, or None if it has none; the same text every time."""
     rng = random.Random(f"{prompt} {completion}")

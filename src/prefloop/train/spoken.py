@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from prefloop.train.encode import Encoder
 from prefloop.train.judged import JudgedPrompt
 from prefloop.train.precision import Precision
 
-SWEEP = (1.01, 1.05, 1.1, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0)
+SWEEP = (1.01, 1.05, 1.1, 1.2, 1.3, 1.4, 1.5, 2.0, 3.0, 5.0, 10.0)
 """Thresholds whose flag rates are told."""
 
 
@@ -43,6 +44,11 @@ class Spoken:
     def flags(self, threshold: float) -> list[bool]:
         """Which tokens a threshold flags; see `losses.flags`."""
         return [a - b > math.log(threshold) for a, b in zip(self.judged, self.plain, strict=True)]
+
+    def at(self, places: Iterable[int]) -> set[int]:
+        """The tokens that hold some characters of the answer; behind its last one is the end of turn."""
+        starts = [0, *accumulate(map(len, self.texts))][:-1]
+        return {max(token for token, start in enumerate(starts) if start <= place) for place in places}
 
     def tokens(self, threshold: float) -> list[dict[str, Any]]:
         """Of each token: `text`, probabilities `judged` and `plain`, their `ratio`, and whether it is `flagged`."""
@@ -99,12 +105,24 @@ def spoken(
     return found, left_out
 
 
-def sweep(found: Sequence[Spoken], thresholds: Sequence[float] = SWEEP) -> list[dict[str, float]]:
-    """Of each threshold: the share of all tokens that it flags (`rate`), and of answers in which it flags any."""
+def sweep(
+    found: Sequence[Spoken], thresholds: Sequence[float] = SWEEP, wrong: Sequence[set[int]] | None = None
+) -> list[dict[str, float]]:
+    """Of each threshold: the share of all tokens that it flags (`rate`), and of answers in which it flags any.
+
+    Args:
+        wrong: the tokens of each answer that should be flagged, where that is known: adds `precision` (of the flagged
+            tokens those that should be; 0 of none) and `recall` (of those that should be the flagged ones).
+    """
     tokens = sum(len(answer.texts) for answer in found)
     told = []
     for threshold in thresholds:
         flags = [answer.flags(threshold) for answer in found]
         rate, any_flag = sum(map(sum, flags)) / tokens, sum(map(any, flags)) / len(found)
-        told.append({"threshold": threshold, "rate": rate, "answers": any_flag})
+        row = {"threshold": threshold, "rate": rate, "answers": any_flag}
+        if wrong is not None:
+            hits = sum(sum(own[token] for token in places) for own, places in zip(flags, wrong, strict=True))
+            row["precision"] = hits / max(1, sum(map(sum, flags)))
+            row["recall"] = hits / max(1, sum(map(len, wrong)))
+        told.append(row)
     return told

@@ -22,7 +22,7 @@ from prefloop.ui.controls import without_controls
 def stage_rows(run: Path, stage: str | None, limit: int, *, rejects: bool) -> Iterator[dict[str, Any]]:
     """The first rows of a stage of a run, or its dropped rows; also while the stage is running.
 
-    Without a stage, those that are trained on: of the preferences that the recipe names, or of the pairs.
+    Without a stage, those that are trained on: of the preferences that the recipe names, or pairs or judgments.
 
     Raises:
         UsageError: the run has no such stage, or it has written no rows.
@@ -35,7 +35,7 @@ def stage_rows(run: Path, stage: str | None, limit: int, *, rejects: bool) -> It
     }
     folders |= {name: folder for name, folder in planned.items() if folder.path.is_dir()}
     if stage is None:
-        stage = next((name for name in ("preferences", "judgments") if name in planned), "pair")
+        stage = _of_the_model(opened, *TRAINED_ON) or "pair"
     if stage not in folders:
         stage = _of_the_model(opened, stage) or stage
     if stage not in folders:
@@ -48,10 +48,14 @@ def stage_rows(run: Path, stage: str | None, limit: int, *, rejects: bool) -> It
     yield from islice(chain(first, rows), limit)
 
 
-def _of_the_model(run: RunDir, verb: str) -> str | None:
+TRAINED_ON = ("preferences", "pair", "judgments")
+"""Verbs of the stages whose rows are learned from."""
+
+
+def _of_the_model(run: RunDir, *verbs: str) -> str | None:
     """Of several branches' stages of a kind, that of the model which the run ends with, or of the first branch."""
     chosen = (run.read_summary() or {}).get("chosen", {})
-    found = [s for s in (run.read_manifest() or {}).get("stages", []) if s["verb"] == verb]
+    found = [s for s in (run.read_manifest() or {}).get("stages", []) if s["verb"] in verbs]
     mine = [s for s in found if (s["round"], s.get("branch")) == (chosen.get("round"), chosen.get("branch"))]
     return next((str(s["name"]) for s in mine or found), None)
 
