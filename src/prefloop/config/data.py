@@ -75,6 +75,11 @@ class PreferencesSection(Section):
         7.0,
         description="An answer whose judgment comes with at least this score is satisfactory; null: by words alone.",
     )
+    learn: Literal["answer", "critic"] = Field(
+        "answer",
+        description="What an answer with a written judgment teaches: answering, or judging, as the signal `critic` "
+        "asks for it (objective sft).",
+    )
 
 
 class ContrastSection(Section):

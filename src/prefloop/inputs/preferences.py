@@ -33,6 +33,7 @@ class PreferenceReader:
         stats: blank lines.
         columns: those that were there and not read, and the unknown ones.
         tally: the votes that were counted, of a layout of votes; a record is a pair of answers then.
+        criticism: makes a demonstration of judging of a written judgment; None where answers are learned.
         verdicts: of a layout of judgments, how many rows are criticised, satisfactory, or satisfactory because they
             were praised or scored highly.
     """
@@ -45,8 +46,24 @@ class PreferenceReader:
     columns: Columns = field(default_factory=lambda: Columns([]))
     tally: Tally | None = None
     verdicts: Counter[str] = field(default_factory=Counter)
+    criticism: Callable[[judgments.Judged], Answers] | None = None
     _seen: dict[str, int] = field(default_factory=dict)
     _ids: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.section.learn == "critic":
+            from prefloop.signals.critic import demonstration  # the same box in the picture; it reads judgments too
+
+            def shown(said: judgments.Judged) -> Answers:
+                return Answers(*demonstration(said.prompt, message_text(said.completion[0]), said.judgment))
+
+            self.criticism = shown
+
+    @property
+    def kind(self) -> str:
+        """What its rows are, as `records.arrow_schema` has it: preference or judgment."""
+        assert self.layout is not None, "a file with a usable row has a layout"
+        return "preference" if self.layout.judged is None or self.criticism is not None else "judgment"
 
     def stream(self) -> Iterator[Record | Problem]:
         """The records as the container gives them."""
@@ -76,6 +93,10 @@ class PreferenceReader:
             if self.layout is None:
                 yield None, [self._unknown_format(item)]
                 return
+            if self.criticism is not None and self.layout.judged is None:
+                what = f"a critic learns from written judgments, and these rows are read as {self.layout.name}"
+                fix = "give judgments (docs/cut.md), or take preferences.learn out"
+                raise UsageError(what, where=self.section.path, fix=fix)
             if self.layout.judged is not None:
                 yield from self._judged(item, self.layout, self.layout.judged)
                 continue
@@ -210,6 +231,9 @@ class PreferenceReader:
         if repeat is not None:
             return None, [repeat]
         self.verdicts[verdict] += 1
+        if self.criticism is not None:
+            taught = {"source": row["source"], "evidence": row["evidence"], "strategy": "critic"}
+            return _row(self.criticism(said), {**dict.fromkeys(NUMBERS), "weight": weight}, "", None, taught), []
         return row, []
 
     def _repeat(self, record: Record, row: PreferenceRow, own_id: str | None) -> Problem | None:

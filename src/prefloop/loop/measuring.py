@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefloop.config import ModelSection
+from prefloop.errors import PrefloopError
 from prefloop.loop.reading import rows_of
 from prefloop.loop.rounds import chosen
 from prefloop.loop.sampling import sample
@@ -54,6 +55,13 @@ def run_evaluate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str)
     # A prompt that one of the models could not take is compared for none.
     kept = {name: [r for r in rows if r["id"] not in rejects] for name, rows in answers.items()}
     base = kept.pop("")
+    if not base:
+        first = next(iter(rejects.values()))
+        raise PrefloopError(
+            f"none of the {len(prompts)} held-out prompts could be taken by all models: {first['reason']}",
+            where=stage.name,
+            fix="give shorter prompts to measure on (evaluate.prompts), or a model of a longer context",
+        )
     sections = evaluation_signals(recipe)
     comparers: list[Comparer] = []
     for signal, needs in (build(section, recipe.seed) for section in sections):

@@ -105,6 +105,8 @@ class _Planner:
 
         recipe, read = self.recipe, ("inputs", "pairs/splits.py")
         source = recipe.preferences or recipe.sampled.prompts
+        if recipe.preferences is not None and recipe.preferences.learn == "critic":
+            read += ("signals/critic.py", "signals/template.py", "signals/templates")  # what is asked and replied
         verb = "prompts" if recipe.preferences is None else "preferences"
         # Preferences are kept whole, and training leaves out the rows of prompts that are measured on.
         split_at_once = self.own if recipe.preferences is None else {}

@@ -47,14 +47,8 @@ def run_preferences(bench: Bench, stage: Stage, folder: StageDir, fingerprint: s
     done = folder.begin(fingerprint)
     for index, (rows, rejects) in enumerate(reader.parts(READ_ROWS)):
         if index not in done:
-            judged = reader.layout is not None and reader.layout.judged is not None
-            folder.write_part(
-                index,
-                rows,
-                "judgment" if judged else "preference",
-                rejects=rejects,
-                counts=Counter(map(_judgment_of if judged else _sides_of, rows)),
-            )
+            counts = Counter(map(_judgment_of if reader.kind == "judgment" else _sides_of, rows))
+            folder.write_part(index, rows, reader.kind, rejects=rejects, counts=counts)
         bench.progress.update(rows=reader.records)
     assert reader.layout is not None, "a file with a usable row has a layout"
     votes = None if reader.tally is None else reader.tally.agreement()

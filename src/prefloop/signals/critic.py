@@ -29,6 +29,7 @@ AGAIN = (
 )
 # The verdict may stand in bold or quoted, and models like to say a word before it.
 _VERDICT = re.compile(r"\bverdict\W{1,6}(fine|flawed)\b[`*_.!\"' ]*", re.IGNORECASE)
+VERDICTS = ("Verdict: fine", "Verdict: flawed")
 _BEFORE = 200  # characters in front of the verdict; behind more it is part of something else
 
 
@@ -62,8 +63,7 @@ class CriticSignal:
         instruction = template.conversation(row["prompt"])
         answers = [c["text"] for c in row["completions"]]
         asked: dict[int, Frozen] = {
-            i: (("user", self.template.render({"instruction": instruction, "answer": text}, reply=REPLY)),)
-            for i, text in enumerate(answers)
+            i: (("user", _question(self.template, instruction, text)),) for i, text in enumerate(answers)
         }
         verdicts: list[tuple[bool, str | None]] = [(False, None)] * len(answers)
         counts: defaultdict[str, float] = defaultdict(float)
@@ -87,7 +87,24 @@ class CriticSignal:
 
     def try_template(self) -> None:
         """Render the template once, so that what is wrong with it is found before any model is loaded."""
-        self.template.render({"instruction": "a question", "answer": "an answer"}, reply=REPLY)
+        _question(self.template, "a question", "an answer")
+
+
+def demonstration(
+    prompt: Sequence[Message], answer: str, judgment: str | None
+) -> tuple[list[Message], list[Message]]:
+    """What `CriticSignal` asks about an answer by the built-in template, and the reply that says the judgment.
+
+    A model that learned such replies is a critic: `rate: {type: critic, model: …}`.
+    """
+    asked = _question(template.load(None, "critic"), template.conversation(prompt), answer)
+    fine, flawed = VERDICTS
+    said = fine if judgment is None else f"{flawed}\n{judgment}"
+    return [{"role": "user", "content": asked}], [{"role": "assistant", "content": said}]
+
+
+def _question(form: template.JudgeTemplate, instruction: str, answer: str) -> str:
+    return form.render({"instruction": instruction, "answer": answer}, reply=REPLY)
 
 
 class FunctionCritic:
@@ -127,6 +144,11 @@ def read(text: str, *, cut: bool = False) -> tuple[str | None] | None:
         return (None,)
     judgment = text[found.end() :].strip().strip("`").strip()
     return None if cut or not judgment or is_praise(judgment) else (judgment,)
+
+
+def readable(prompt: Sequence[Message], completion: str) -> float:
+    """A checker of a critic's replies: 1 where the verdict can be read, else 0."""
+    return float(read(completion) is not None)
 
 
 def _rating(verdicts: Sequence[tuple[bool, str | None]], counts: defaultdict[str, float]) -> Rating:
