@@ -93,7 +93,13 @@ def test_likelihood_and_pairs_beside_it(tmp_path: Path) -> None:
     """Of the same judged answers: `sft` learns every satisfactory one, `dpo` the pairs that the scores make."""
     out = tmp_path / "run"
     summary = execute("recipes/sandbox/cut.yaml", out, "prompts.limit=24", "evaluate.prompts.limit=20", "sample.n=3")
-    assert set(summary["evaluate"]["branches"]) == {"cut", "sft", "dpo"}
+    found = summary["evaluate"]
+    assert set(found["branches"]) == {"cut", "sft", "dpo"}
+    for said in found["branches"].values():
+        assert set(said["judgments"]) == {"satisfactory_text", "criticised_tokens"}
+        # The base's own answers to the 20 prompts, by what the critic says of them; nothing else was judged.
+        assert said["judgments"]["satisfactory_text"]["n"] + said["judgments"]["criticised_tokens"]["n"] <= 20
+    assert found["judgments"] == found["branches"][found["winner"]]["judgments"]
     judged = rows(out, "sft-judgments")
     assert judged == rows(out, "cut-judgments")
     good = sum(row["judgment"] is None for row in judged)
@@ -133,6 +139,9 @@ def test_a_file_of_judgments(tmp_path: Path) -> None:
     assert success["reject_reasons"] == {"failed judgment": 1}
     trained = json.loads(next((out / "stages").glob("*-train/trained.json")).read_text())
     kept_out = {row["id"] for row in rows(out, "heldout")}
+    held = [row for row in rows(out, "preferences") if row["prompt_id"] in kept_out]
+    text = summary["evaluate"]["judgments"]["satisfactory_text"]
+    assert text["n"] == len({row["prompt_id"] for row in held if row["judgment"] is None})
     assert trained["pairs"] + trained["validation_pairs"] == 40 - len(kept_out)
     assert "train" in execute("recipes/dpo-file.yaml", tmp_path / "sft", *given, "train.objective=sft")["computed"]
     with pytest.raises(Exception, match="objective dpo takes pairs"):

@@ -70,7 +70,8 @@ class EvaluateSection(Section):
 
     @model_validator(mode="after")
     def _groups(self) -> EvaluateSection:
-        if taken := {"win_rate", "lengths", "not_measured", "harness", "perplexity"} & set(self.checkers):
+        names = {"win_rate", "lengths", "not_measured", "harness", "perplexity", "judgments"}
+        if taken := names & set(self.checkers):
             raise ValueError(f"a group of checkers cannot be called {taken.pop()}: that name is taken")
         return self
 

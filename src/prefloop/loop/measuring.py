@@ -17,7 +17,7 @@ from prefloop.store import atomic
 from prefloop.store.stagedir import StageDir
 
 if TYPE_CHECKING:
-    from prefloop.evaluate.several import Measured
+    from prefloop.evaluate.several import Comparer, Measured
     from prefloop.loop.bench import Bench
     from prefloop.loop.plan import Stage
 
@@ -83,6 +83,7 @@ def run_evaluate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str)
     if recipe.branches:
         # Of a single branch nothing is said to be better than the others, but it is what the round hands on.
         measured.summary.setdefault("winner", next(iter(kept)))
+    _score_judged(bench, models, base, comparers, measured)
     _note_self_preference(bench, stage, measured)
     winner = measured.comparisons[measured.summary.get("winner") or next(iter(kept))]
     for comparisons in measured.comparisons.values():
@@ -99,6 +100,47 @@ def run_evaluate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str)
         rows_in=(len(prompts) - len(rejects)) * section.n + len(rejects),
         extra={"evaluate": measured.summary, "counts": first.counts},
     )
+
+
+def _score_judged(
+    bench: Bench,
+    models: dict[str, ModelSection],
+    base: list[CandidatesRow],
+    comparers: list[Comparer],
+    measured: Measured,
+) -> None:
+    """Where CUT trained: how probable held-out judged answers are to the models; see `evaluate.judged`.
+
+    The answers are those of the preferences' held-out rows, or the base's own with what the measuring critic says.
+    """
+    from prefloop.evaluate.judged import chosen, compare, score
+    from prefloop.pairs.judgments import judgment_rows
+    from prefloop.signals.driver import rate
+    from prefloop.train.judged import judged_prompt
+
+    recipe = bench.recipe
+    objective = next((way.train.objective for way in recipe.ways.values() if way.train.objective.type == "cut"), None)
+    form = judged_prompt(objective)
+    if objective is None or form is None:
+        return
+    rows: list[Any] = []
+    if recipe.preferences is not None:
+        rows = [row for row in rows_of(bench, "preferences") if row["prompt_id"] in bench.kept_out]
+    elif comparers and comparers[0].signal.identity.get("type") == "critic":
+        rows = judgment_rows(rate(comparers[0].signal, base, comparers[0].backends).rows, "critic").rows
+    rows = chosen(rows)
+    if not rows:
+        return
+    merged = [name for name in measured.comparisons if not name.endswith(UNMERGED)]
+    bench.progress.total(len(rows) * (1 + len(merged)), "judged answers")
+    first = score(rows, bench.backend(bench.loop.base), form)
+    for done, name in enumerate(merged, 1):
+        bench.progress.at(done * len(rows))
+        own = score(rows, bench.backend(models[name]), form)
+        found = compare(rows, first, own, objective.threshold, resamples=recipe.evaluate.bootstrap, seed=recipe.seed)
+        measured.summary.get("branches", {}).get(name, {})["judgments"] = found
+        if name == measured.summary.get("winner", name):
+            measured.summary["judgments"] = found
 
 
 def _note_self_preference(bench: Bench, stage: Stage, measured: Measured) -> None:

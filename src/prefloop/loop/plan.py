@@ -29,7 +29,16 @@ BOXES = ("backends", "engine")
 TRAINED_BY = ("train", "engine", "pairs/splits.py", "loop/bench.py")
 MERGED_BY = ("train/adapters.py", "train/run.py", "engine")
 _MEASURING = ("loop/sampling.py", "loop/measuring.py", "loop/bench.py")
-MEASURED_BY = ("evaluate", "intervals.py", "signals", "inputs", *_MEASURING, *BOXES)
+MEASURED_BY = (
+    "evaluate",
+    "train/judged.py",
+    "pairs/judgments.py",
+    "intervals.py",
+    "signals",
+    "inputs",
+    *_MEASURING,
+    *BOXES,
+)
 
 
 @dataclass(frozen=True)

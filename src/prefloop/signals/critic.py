@@ -90,9 +90,7 @@ class CriticSignal:
         _question(self.template, "a question", "an answer")
 
 
-def demonstration(
-    prompt: Sequence[Message], answer: str, judgment: str | None
-) -> tuple[list[Message], list[Message]]:
+def demonstration(prompt: Sequence[Message], answer: str, judgment: str | None) -> tuple[list[Message], list[Message]]:
     """What `CriticSignal` asks about an answer by the built-in template, and the reply that says the judgment.
 
     A model that learned such replies is a critic: `rate: {type: critic, model: …}`.
