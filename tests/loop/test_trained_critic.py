@@ -55,7 +55,7 @@ def test_a_judgment_becomes_what_the_critic_is_asked_and_replies(tmp_path: Path)
         )
         ((call,),) = [next(asked)]
         request: Any = call.request
-        assert [dict(role=role, content=text) for role, text in request.messages] == row["prompt"]
+        assert [{"role": role, "content": text} for role, text in request.messages] == row["prompt"]
         # The signal reads in the reply what the file says.
         with pytest.raises(StopIteration) as end:
             asked.send([Generation((row["chosen"] or [])[0]["content"], [], "stop", 0.0)])

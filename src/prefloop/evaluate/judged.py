@@ -1,4 +1,4 @@
-"""Held-out answers with judgments, scored by two models: what was forgotten of the good, what was unlearned of the bad.
+"""Held-out answers with judgments, scored by two models: what was forgotten of the good and unlearned of the bad.
 
 Nothing is sampled here: the answers are fixed texts, and each model says how probable it finds their tokens.
 """
@@ -44,7 +44,7 @@ def score(
     backend: Backend,
     form: JudgedPrompt,
 ) -> list[Probabilities | None]:
-    """What a model finds probable: one entry a row, None where it cannot take a prompt. `form` puts a judgment into one."""
+    """What a model finds probable: of each row, None where it cannot take a prompt; `form` makes the judged ones."""
     requests: list[Any] = []
     for row in rows:
         text, said = message_text(row["completion"][0]), row["judgment"]

@@ -56,9 +56,9 @@ def run_evaluate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str)
     kept = {name: [r for r in rows if r["id"] not in rejects] for name, rows in answers.items()}
     base = kept.pop("")
     if not base:
-        first = next(iter(rejects.values()))
+        reason = next(iter(rejects.values()))["reason"]
         raise PrefloopError(
-            f"none of the {len(prompts)} held-out prompts could be taken by all models: {first['reason']}",
+            f"none of the {len(prompts)} held-out prompts could be taken by all models: {reason}",
             where=stage.name,
             fix="give shorter prompts to measure on (evaluate.prompts), or a model of a longer context",
         )

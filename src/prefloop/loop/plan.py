@@ -112,9 +112,11 @@ class _Planner:
     def _read(self) -> None:
         from prefloop.inputs.identity import identity
 
-        recipe, read = self.recipe, ("inputs", "pairs/splits.py")
+        recipe = self.recipe
+        read: tuple[str, ...] = ("inputs", "pairs/splits.py")
         source = recipe.preferences or recipe.sampled.prompts
-        if recipe.preferences is not None and recipe.preferences.learn == "critic":
+        given = (recipe.preferences, None if recipe.first is None else recipe.first.preferences)
+        if any(section is not None and section.learn == "critic" for section in given):
             read += ("signals/critic.py", "signals/template.py", "signals/templates")  # what is asked and replied
         verb = "prompts" if recipe.preferences is None else "preferences"
         # Preferences are kept whole, and training leaves out the rows of prompts that are measured on.

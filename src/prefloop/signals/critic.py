@@ -14,7 +14,7 @@ from typing import Any
 from prefloop.backends.base import Frozen, GenerateRequest, Generation, Refusal, Result, Sampling
 from prefloop.errors import PrefloopError, UsageError
 from prefloop.inputs.judgments import is_praise
-from prefloop.records import CandidatesRow
+from prefloop.records import CandidatesRow, Message
 from prefloop.signals import function, template
 from prefloop.signals.base import Call, Rating
 
