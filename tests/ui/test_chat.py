@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from prefloop.backends.hf import HfBackend
 from prefloop.cli.commands import app
+from prefloop.engine.tokens import encode_prompt
 from prefloop.ui import chat
 
 
@@ -85,3 +86,19 @@ def test_bytes_that_are_no_text_are_read_as_best_they_can(answers):
     done = CliRunner().invoke(app, ["chat", str(tiny_model_folder("llama"))], input=b"hi\xff\xfe\n")
     assert done.exit_code == 0
     assert answers == [[("user", "hi\ufffd\ufffd")]]
+
+
+def test_the_alpaca_form(monkeypatch):
+    """The model is given the published text, as in training by that template."""
+    given = []
+
+    def stream(self, messages, sampling):
+        given.append(self.tokenizer.decode(encode_prompt(self.tokenizer, messages), skip_special_tokens=True))
+        yield "yes"
+
+    monkeypatch.setattr(HfBackend, "stream", stream)
+    assert talk(["Name a city."], "--template", "alpaca").exit_code == 0
+    assert given == [
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nName a city.\n\n### Response:\n"
+    ]

@@ -361,7 +361,7 @@ def chat(
     temperature: Annotated[float, typer.Option(min=0)] = 0.7,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
     seed: Annotated[int, typer.Option()] = 0,
-    template: Annotated[str, typer.Option(help="auto, plain, or a Jinja file.")] = "auto",
+    template: Annotated[str, typer.Option(help="auto, plain, alpaca, or a Jinja file.")] = "auto",
 ) -> None:
     """Talk with a model in the terminal."""
     from prefloop.ui.chat import converse
