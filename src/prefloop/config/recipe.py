@@ -57,6 +57,11 @@ class EvaluateSection(Section):
         description="Group -> name -> a function that gives a rate for one answer, or `{function: module:name, "
         "lower_is_better: true}`.",
     )
+    references: str | None = Field(
+        None,
+        description="File of right answers to measured prompts, of which ROUGE is computed: rows of `prompt` and "
+        "`reference`, or OpenAI's critiques, whose last refinement is the reference.",
+    )
     harness: HarnessSection | None = Field(
         None, description="Ability by lm-eval, base against aligned; without it none is measured."
     )
@@ -70,7 +75,7 @@ class EvaluateSection(Section):
 
     @model_validator(mode="after")
     def _groups(self) -> EvaluateSection:
-        names = {"win_rate", "lengths", "not_measured", "harness", "perplexity", "judgments"}
+        names = {"win_rate", "lengths", "not_measured", "harness", "perplexity", "judgments", "rouge"}
         if taken := names & set(self.checkers):
             raise ValueError(f"a group of checkers cannot be called {taken.pop()}: that name is taken")
         return self

@@ -10,9 +10,11 @@ from prefloop.backends.base import Backend
 from prefloop.config import EvaluateSection
 from prefloop.evaluate.answers import join, mean_lengths
 from prefloop.evaluate.checkers import check
+from prefloop.evaluate.rouge import rouge
 from prefloop.evaluate.win_rate import Comparison, compare, uncompared
 from prefloop.records import CandidatesRow
 from prefloop.signals.base import Signal
+from prefloop.signals.references import load as load_references
 
 NOBODY = "no signal compares the answers; set evaluate.judge"
 
@@ -63,4 +65,7 @@ def evaluate(
         functions = {name: checker.function for name, checker in checkers.items()}
         costs = [name for name, checker in checkers.items() if checker.lower_is_better]
         summary[group] = check(functions, rows, lower_is_better=costs, resamples=section.bootstrap, seed=seed)
+    if section.references is not None:
+        references = load_references(section.references)
+        summary["rouge"] = rouge(rows, references, resamples=section.bootstrap, seed=seed)
     return Evaluated(summary, comparison)

@@ -91,13 +91,15 @@ class Bench:
         """
         from prefloop.evaluate import checkers
         from prefloop.loop.plan import evaluation_signals, measured_otherwise
-        from prefloop.signals import build
+        from prefloop.signals import build, references
         from prefloop.train.check import check_trainable
 
         ways = self.recipe.ways.values()
         for section in (*(way.rate for way in ways), *evaluation_signals(self.recipe)):
             if section is not None:
                 build.preflight(section)
+        if self.recipe.evaluate.references is not None:
+            references.load(self.recipe.evaluate.references)
         for group in self.recipe.evaluate.checkers.values():
             checkers.preflight({name: checker.function for name, checker in group.items()})
         self.check_keys()

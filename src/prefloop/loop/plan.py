@@ -19,6 +19,7 @@ from prefloop.config import (
     Way,
 )
 from prefloop.engine.load import resolve_model_path
+from prefloop.errors import UsageError
 from prefloop.store.cache import Cache
 from prefloop.store.fingerprint import code_digest, file_digest, model_digest
 
@@ -219,6 +220,7 @@ class _Planner:
                 }
                 for group, functions in recipe.evaluate.checkers.items()
             },
+            "references": _references(recipe.evaluate.references, self.cache),
             "bootstrap": recipe.evaluate.bootstrap,
             "unmerged": recipe.evaluate.unmerged,
             "perplexity": recipe.evaluate.perplexity,
@@ -312,6 +314,12 @@ def _judged_prompt(way: Way) -> dict[str, Any]:
 def _code(*boxes: str) -> str:
     # Once a process: what is running is the code that was there when it started.
     return code_digest(*boxes)
+
+
+def _references(path: str | None, cache: Cache | None) -> str | None:
+    if path is not None and not Path(path).is_file():
+        raise UsageError("there is no such file", where=path, fix="check evaluate.references")
+    return None if path is None else file_digest(path, cache)
 
 
 def _notes(section: SampleSection) -> list[dict[str, Any]]:

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from prefloop.errors import UsageError
+from prefloop.inputs.judgments import critique, questions
 from prefloop.inputs.messages import messages_of
 from prefloop.inputs.problems import Problem
-from prefloop.inputs.readers import Stats, format_of, read_records
+from prefloop.inputs.readers import Stats, container_of, read_records
 from prefloop.records import CandidatesRow, Message, PromptRow, prompt_id
 from prefloop.store.fingerprint import file_digest
 
@@ -70,20 +71,20 @@ def load(path: str) -> References:
     """Read reference answers: one row for each prompt, JSONL, JSON, CSV or Parquet.
 
     Columns: `reference`, and `prompt` (the text of the user's turn, or a list of messages) or `id` (our own id of the
-    prompt, as in a run's prompts).
+    prompt, as in a run's prompts). Or OpenAI's critiques: the refinement of each question's best answer.
 
     Raises:
         UsageError: the file is not there or not readable, a row is not of this form, or two rows differ on a prompt.
     """
     found: dict[str, str] = {}
-    stream = read_records(path, format_of(path), Stats())
+    stream = read_records(path, container_of(path), Stats())
     for item in stream:
         if isinstance(item, Problem):
             raise UsageError(item.reason, where=item.where, fix=item.fix)
         where = f"{path}, {item.unit} {item.row}"
-        key, text = _row(item.value, where)
-        if found.setdefault(key, text) != text:
-            raise UsageError("another reference answer to the same prompt", where=where, fix="keep one of them")
+        for key, text in _refined(item.value) if "data" in item.value else [_row(item.value, where)]:
+            if found.setdefault(key, text) != text:
+                raise UsageError("another reference answer to the same prompt", where=where, fix="keep one of them")
     return References(found, file_digest(path), path)
 
 
@@ -105,6 +106,18 @@ def _row(value: Mapping[str, object], where: str) -> tuple[str, str]:
     if faults:
         raise UsageError(f"{faults[0].field}: {faults[0].reason}", where=where, fix=fix)
     return prompt_id(messages), reference
+
+
+def _refined(record: Mapping[str, object]) -> list[tuple[str, str]]:
+    """Of a record of OpenAI's critiques: each question's last refinement, or the answer that nobody criticised."""
+    found = []
+    for one in questions(record):
+        said = critique(one)
+        if said.left_out is None and not said.faults:
+            last = [c for c in one["critiques"] or () if isinstance(c, Mapping)][-1:]
+            text = str((last[0].get("refinement") if last else None) or one["answer"])
+            found.append((_key_of_text(said.prompt[0]["content"]), text))
+    return found
 
 
 def _only_turn(prompt: Sequence[Message]) -> str | None:
