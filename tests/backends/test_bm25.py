@@ -45,7 +45,9 @@ words = st.lists(st.sampled_from(["cat", "dog", "bone", "mat", "sun", "big", "sa
 @given(st.lists(words, min_size=1, max_size=6), words)
 def test_it_is_what_a_search_gives(corpus, query):
     backend = Bm25Backend(SECTION, corpus)
-    [hits] = Bm25Retriever(SECTION).index(corpus).search([query], 10)
+    index = Bm25Retriever(SECTION).index(corpus)
+    [hits] = index.search([query], 10)
+    assert index.pair_scores([(query, text) for text in corpus]) == [backend.score(query, text) for text in corpus]
     found = {hit.position: hit.score for hit in hits}
     for position, text in enumerate(corpus):
         assert found.get(position, 0.0) == pytest.approx(backend.score(query, text), rel=1e-5)

@@ -6,16 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefloop.evaluate.source_texts import describe, is_copy, length_matched, length_ratio, overlap
+from prefloop.evaluate.source_texts import compare, describe
 
 
 def test_by_hand():
-    assert length_ratio("one two three four", "one two") == 0.5
-    assert length_ratio("", "one two") == 2
-    assert overlap("a b c", "b c d") == 0.5
-    assert overlap("", "!") == 1
-    assert is_copy("It's  HERE.", "it's here")
-    assert not is_copy("a b", "b a")
+    assert compare("one two three four", "one two") == (0.5, 0.5, False)
+    assert compare("", "one two").ratio == 2
+    assert compare("a b c", "b c d").overlap == 0.5
+    assert compare("", "!") == (0, 1, True)
+    assert compare("It's  HERE.", "it's here").copied
+    assert not compare("a b", "b a").copied
 
 
 def test_a_description():
@@ -27,12 +27,14 @@ def test_a_description():
     assert found["copied"]["value"] == pytest.approx(1 / 3)
     assert (found["similarity"]["value"], found["similarity"]["n"]) == (0.5, 2)
     assert "similarity" not in describe(human, other)
-    assert length_matched(human, other) == {"1", "2"}
+    known = {name: compare(human[name], other[name]) for name in human}
+    assert describe(human, other, likeness=known) == describe(human, other)
+    assert {name for name, one in known.items() if one.length_matched} == {"1", "2"}
 
 
 @given(st.text(), st.text())
 def test_overlap_is_symmetric_and_a_share(a, b):
-    assert overlap(a, b) == overlap(b, a)
-    assert 0 <= overlap(a, b) <= 1
-    assert overlap(a, a) == 1
-    assert is_copy(a, a)
+    assert compare(a, b).overlap == compare(b, a).overlap
+    assert 0 <= compare(a, b).overlap <= 1
+    assert compare(a, a).overlap == 1
+    assert compare(a, a).copied

@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from prefloop.backends.base import Backend, Logits, PairScoreRequest, Request, Result
 from prefloop.config import RetrieverSection
@@ -61,6 +61,24 @@ class Analyzer:
             return stem
 
 
+class WordCounts(NamedTuple):
+    """Words of a corpus in all, and in how many of its passages each stem occurs."""
+
+    words: int
+    frequencies: Mapping[str, int]
+
+
+def count_words(analyzer: Analyzer, corpus: Sequence[str]) -> WordCounts:
+    """The counts that BM25 needs."""
+    frequencies: Counter[str] = Counter()
+    words = 0
+    for text in corpus:
+        stems = analyzer.words(text)
+        words += len(stems)
+        frequencies.update(set(stems))
+    return WordCounts(words, frequencies)
+
+
 class Bm25Backend(Backend):
     """Answers `pair_score` with one value, in closed form; nothing is loaded.
 
@@ -68,22 +86,24 @@ class Bm25Backend(Backend):
         section: k1, b and the language.
         corpus: passages whose words are counted, at least one.
         analyzer: of the section's language, where there is one already.
+        counts: of the corpus' words, where they are known already.
     """
 
     name = "bm25"
 
-    def __init__(self, section: RetrieverSection, corpus: Sequence[str], analyzer: Analyzer | None = None) -> None:
+    def __init__(
+        self,
+        section: RetrieverSection,
+        corpus: Sequence[str],
+        analyzer: Analyzer | None = None,
+        counts: WordCounts | None = None,
+    ) -> None:
         if not corpus:
             raise ValueError("BM25 counts the words of a corpus; got none")
         self.k1, self.b = section.k1, section.b
         self.analyzer = analyzer or Analyzer(section.language)
         self._passages = len(corpus)
-        self._frequencies: Counter[str] = Counter()
-        words = 0
-        for text in corpus:
-            stems = self.analyzer.words(text)
-            words += len(stems)
-            self._frequencies.update(set(stems))
+        words, self._frequencies = counts or count_words(self.analyzer, corpus)
         self._average = max(words / len(corpus), 1e-9)
         self.identity = settings(section) | {
             "corpus": digest([self._passages, words, sorted(self._frequencies.items())]),

@@ -8,9 +8,17 @@ from typing import Any, Self
 import torch
 
 from prefloop.backends.base import Backend, Logits, PairScoreRequest, Request, Result
-from prefloop.backends.encoder import describe, model_arguments
+from prefloop.backends.encoder import model_arguments
 from prefloop.config import ModelSection, RetrieverSection
-from prefloop.engine.load import LOAD_ERRORS, choose_device, free, load_config, load_fix, resolve_encoder_path
+from prefloop.engine.load import (
+    LOAD_ERRORS,
+    choose_device,
+    describe_device,
+    free,
+    load_config,
+    load_fix,
+    resolve_encoder_path,
+)
 from prefloop.errors import UsageError
 from prefloop.store import fingerprint
 
@@ -120,7 +128,7 @@ class CrossEncoderBackend(Backend):
     @property
     def place(self) -> str:  # type: ignore[override]
         """The device, and for a processor its threads: rounding depends on both."""
-        return describe(torch.device(self.model.device))
+        return describe_device(torch.device(self.model.device))
 
 
 def is_cross_encoder(section: RetrieverSection) -> bool:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from prefloop.evaluate import source_texts
 from prefloop.evaluate.retrieval_metrics import Ties, Values, source_rate, tied_share
 from prefloop.evaluate.source_bias import relative_delta_interval
 from prefloop.evaluate.source_task import HEADLINE, Searched, Settings, Task, judge
@@ -45,7 +44,7 @@ def mixed_figures(searched: Searched, task: Task, settings: Settings) -> tuple[d
         headline["p_value"] = randomisation_test(shifts, settings.resamples, settings.seed) if shifts else 1.0
         headline[other_ties] = delta(beside[human], beside[s], name, settings)
         headline["map"] = delta(values[human], values[s], f"map@{HEADLINE}", settings)
-        only = source_texts.length_matched(task.texts[human], task.texts[s])
+        only = task.length_matched(s)
         ours, theirs = (judge(run, task.judged([t], only), settings, settings.ties) for t in (human, s))
         headline["length_matched"] = delta(ours, theirs, name, settings) | {"passages": len(only)}
     for s in sources:
@@ -79,7 +78,7 @@ def win_rates(index: Index, task: Task, settings: Settings) -> tuple[dict[str, A
         if source == settings.human:
             continue
         gap = [a - b for a, b in zip(scores[settings.human], scores[source], strict=True)]
-        only = source_texts.length_matched(texts[settings.human], texts[source])
+        only = task.length_matched(source)
         matched = [(pair, g) for pair, g in zip(pairs, gap, strict=True) if pair[1] in only]
         found[source] = _win_rate(list(zip(pairs, gap, strict=True)), settings) | {
             "length_matched": _win_rate(matched, settings)

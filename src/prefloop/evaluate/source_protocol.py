@@ -88,12 +88,15 @@ def measure_sources(
     for source in others:
         step(f"texts of {source}")
         measured.texts[source] = source_texts.describe(
-            task.texts[settings.human], task.texts[source], similar, relevant
+            task.texts[settings.human], task.texts[source], similar, relevant, task.likeness[source]
         )
     for name, retriever in retrievers.items():
         step(f"{name}: all sources together")
         together = search(retriever, task, list(task.texts), settings)
         entry, rows = mixed_figures(together, task, settings)
+        step(f"{name}: pairs")
+        entry["win_rate"], measured.gaps[name] = win_rates(together.index, task, settings)
+        del together  # memory holds one index at a time
         alone: dict[str, Any] = {}
         for source in task.texts:
             step(f"{name}: {source} alone")
@@ -103,8 +106,6 @@ def measure_sources(
             alone[source] = mean_values(values) | {"queries": len(values)}
             rows += [{"query": q, "target": f"{source} alone", **v} for q, v in values.items()]
         entry["alone"] = alone
-        step(f"{name}: pairs")
-        entry["win_rate"], measured.gaps[name] = win_rates(together.index, task, settings)
         measured.retrievers[name] = entry
         measured.queries.extend({"retriever": name, **row} for row in rows)
     decide([e["relative_delta@10"][s] for e in measured.retrievers.values() for s in others])
@@ -151,7 +152,8 @@ def compare_sources(
         for place, source in enumerate([base, *others]):
             if on_step is not None:
                 on_step(f"{label}: {source}", number * (1 + len(others)) + place, steps)
-            pair = Task({s: task.texts[s] for s in (settings.human, source)}, task.queries, qrels, task.left_out)
+            two = {s: task.texts[s] for s in (settings.human, source)}
+            pair = Task(two, task.queries, qrels, task.left_out, task.likeness)
             searched = search(retriever, pair, list(pair.texts), settings)
             entry, _ = mixed_figures(searched, pair, settings)
             rates, _ = win_rates(searched.index, pair, settings)

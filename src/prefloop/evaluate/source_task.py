@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from prefloop.errors import UsageError
 from prefloop.evaluate.retrieval_metrics import Found, Judgements, Run, Ties, Values, metrics
+from prefloop.evaluate.source_texts import Likeness, compare
 from prefloop.retrieve.corpus import HUMAN, Passage, Qrels, Query
 from prefloop.retrieve.retriever import Index, Retriever
 
@@ -55,6 +56,12 @@ class Task:
     queries: list[Query]
     qrels: Qrels
     left_out: dict[str, int]
+    likeness: dict[str, dict[str, Likeness]]
+    """Of each source but the human one, by passage."""
+
+    def length_matched(self, source: str) -> set[str]:
+        """Ids of the passages whose version of this source is about as long as the human one."""
+        return {name for name, one in self.likeness[source].items() if one.length_matched}
 
     @property
     def relevant(self) -> list[tuple[str, str]]:
@@ -93,7 +100,12 @@ def prepare(
         raise UsageError("the sources have no passage id in common", fix="versions of a passage share its _id")
     left_out = {s: len(texts) - len(shared) for s, texts in by_source.items() if len(texts) > len(shared)}
     asked = [q for q in queries if q.id in qrels]
-    task = Task({s: {name: by_source[s][name] for name in shared} for s in order}, asked, qrels, left_out)
+    texts = {s: {name: by_source[s][name] for name in shared} for s in order}
+    originals = texts[settings.human]
+    likeness = {
+        s: {name: compare(original, texts[s][name]) for name, original in originals.items()} for s in order[1:]
+    }
+    task = Task(texts, asked, qrels, left_out, likeness)
     if not task.relevant:
         raise UsageError(
             "no query has a relevant passage among them", fix="check that judgements and corpus belong together"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from prefloop.intervals import Z95, Interval, wilson
 
@@ -15,30 +15,35 @@ MATCHED = (0.9, 1.1)
 _WORD = re.compile(r"\w+")
 
 
+class Likeness(NamedTuple):
+    """How a rewrite compares with the human text.
+
+    Attributes:
+        ratio: its words to one word of the human text; an empty human text counts as one word.
+        overlap: Jaccard similarity of the sets of words, 0 to 1; of two texts without words 1.
+        copied: the same words in the same order, whatever case, punctuation and spacing.
+    """
+
+    ratio: float
+    overlap: float
+    copied: bool
+
+    @property
+    def length_matched(self) -> bool:
+        """Of about equal lengths (`MATCHED`)."""
+        return MATCHED[0] <= self.ratio <= MATCHED[1]
+
+
+def compare(human: str, other: str) -> Likeness:
+    """A rewrite against the human text."""
+    a, b = words(human), words(other)
+    one, two = set(a), set(b)
+    either = one | two
+    return Likeness(len(b) / max(1, len(a)), len(one & two) / len(either) if either else 1.0, a == b)
+
+
 def words(text: str) -> list[str]:
     return _WORD.findall(text.casefold())
-
-
-def length_ratio(human: str, other: str) -> float:
-    """Words of the rewrite to one word of the human text; an empty human text counts as one word."""
-    return len(words(other)) / max(1, len(words(human)))
-
-
-def overlap(human: str, other: str) -> float:
-    """Jaccard similarity of the sets of words, 0 to 1; of two texts without words 1."""
-    a, b = set(words(human)), set(words(other))
-    return len(a & b) / len(a | b) if a | b else 1.0
-
-
-def is_copy(human: str, other: str) -> bool:
-    """The same words in the same order, whatever case, punctuation and spacing."""
-    return words(human) == words(other)
-
-
-def length_matched(human: Mapping[str, str], other: Mapping[str, str]) -> set[str]:
-    """Ids of the passages whose two versions are of about equal length (`MATCHED`)."""
-    low, high = MATCHED
-    return {name for name, text in human.items() if low <= length_ratio(text, other[name]) <= high}
 
 
 def describe(
@@ -46,6 +51,7 @@ def describe(
     other: Mapping[str, str],
     similarity: Callable[[Sequence[tuple[str, str]]], Sequence[float]] | None = None,
     similarity_of: Sequence[str] = (),
+    likeness: Mapping[str, Likeness] | None = None,
 ) -> dict[str, Any]:
     """Figures of a source's texts against the human ones.
 
@@ -53,22 +59,21 @@ def describe(
         human, other: texts by passage id, the same ids.
         similarity: of (human, rewrite), such as an encoder's cosine; None leaves it out.
         similarity_of: ids of the passages for it.
+        likeness: `compare` of each, where it is known already.
 
     Returns:
-        length_ratio, overlap, copied and, where asked for, similarity: mean with its 95 % interval; of the first two
+        length_ratio, overlap, copied and, where asked for, similarity: mean with its 95 % interval; but for copied
         also median and the 5th and 95th percentile. passages and length_matched are counts.
     """
     import numpy as np
 
-    ratios = [length_ratio(text, other[name]) for name, text in human.items()]
-    overlaps = [overlap(text, other[name]) for name, text in human.items()]
-    copies = [is_copy(text, other[name]) for name, text in human.items()]
+    every = list(likeness.values()) if likeness else [compare(text, other[name]) for name, text in human.items()]
     found: dict[str, Any] = {
-        "passages": len(human),
-        "length_matched": sum(MATCHED[0] <= ratio <= MATCHED[1] for ratio in ratios),
-        "length_ratio": _spread(ratios),
-        "overlap": _spread(overlaps),
-        "copied": wilson(sum(copies), len(copies)).json(),
+        "passages": len(every),
+        "length_matched": sum(one.length_matched for one in every),
+        "length_ratio": _spread([one.ratio for one in every]),
+        "overlap": _spread([one.overlap for one in every]),
+        "copied": wilson(sum(one.copied for one in every), len(every)).json(),
     }
     if similarity is not None and similarity_of:
         values = np.asarray(similarity([(human[name], other[name]) for name in similarity_of]), dtype=float)

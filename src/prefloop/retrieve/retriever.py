@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from prefloop.backends.base import Backend, Embedding, EmbedRequest, Logits, PairScoreRequest, Refusal
-from prefloop.backends.bm25 import Analyzer, Bm25Backend
+from prefloop.backends.bm25 import Analyzer, Bm25Backend, WordCounts
 from prefloop.backends.bm25 import settings as bm25_settings
 from prefloop.backends.cached import CachedBackend
 from prefloop.config import RetrieverSection
@@ -174,7 +174,7 @@ class Bm25Retriever(Retriever):
             self.identity = self._backend.identity
         self.analyzer = Analyzer(section.language)
         self._ids: dict[str, Array] = {}
-        self._vocabulary: dict[str, int] = {}
+        self.vocabulary: dict[str, int] = {}
 
     def index(self, passages: Sequence[str]) -> Index:
         return _Bm25Index(self, passages)
@@ -192,7 +192,7 @@ class Bm25Retriever(Retriever):
 
         found = self._ids.get(text)
         if found is None:
-            known = self._vocabulary
+            known = self.vocabulary
             found = np.fromiter((known.setdefault(w, len(known)) for w in self.analyzer.words(text)), dtype=np.int32)
             self._ids[text] = found
         return found
@@ -235,8 +235,21 @@ class _Bm25Index:
 
     def pair_scores(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
         if self._pairs is None:
-            self._pairs = Bm25Backend(self._retriever.section, self._passages, self._retriever.analyzer)
+            retriever = self._retriever
+            self._pairs = Bm25Backend(retriever.section, self._passages, retriever.analyzer, self._counts())
         return [self._pairs.score(query, passage) for query, passage in pairs]
+
+    def _counts(self) -> WordCounts:
+        """From the words' numbers, which are there: to read the passages again would take as long as to index them."""
+        import numpy as np
+
+        rows = [self._retriever.word_ids(text) for text in self._passages]
+        stems = list(self._retriever.vocabulary)
+        counted = np.zeros(len(stems), dtype=np.int64)
+        for row in rows:
+            counted[np.unique(row)] += 1
+        frequencies = {stems[i]: int(counted[i]) for i in np.flatnonzero(counted)}
+        return WordCounts(sum(map(len, rows)), frequencies)
 
 
 class CrossEncoderRetriever(Retriever):
