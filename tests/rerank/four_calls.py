@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from tiny_rerankers import WORDS
 from torch import Tensor
 
 from prefloop.rerank.groups import Group
 from prefloop.rerank.model import forward, shared_parameters
 from prefloop.rerank.weighting import mgda
-from tiny_encoders import WORDS
 
 TASKS = ("pointwise", "pairwise", "contrastive")
 

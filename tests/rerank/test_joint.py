@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from four_calls import four_calls, published_groups, published_step
+from tiny_rerankers import WORDS, tiny_reranker
 
 from prefloop.config import RerankSection
 from prefloop.errors import PrefloopError
@@ -13,7 +14,6 @@ from prefloop.rerank.groups import Group
 from prefloop.rerank.joint import JointLoss, backward
 from prefloop.rerank.model import load_two_logits
 from prefloop.train.precision import Precision
-from tiny_encoders import WORDS, tiny_encoder
 
 TASKS = ("pointwise", "pairwise", "contrastive")
 EXACT = Precision(torch.device("cpu"), torch.float32)
@@ -21,7 +21,7 @@ EXACT = Precision(torch.device("cpu"), torch.float32)
 
 def setup(arch="bert", groups=None, **settings):
     """(joint loss, batch) in float64 and without dropout."""
-    section = RerankSection(model=str(tiny_encoder(arch)), device="cpu", max_length=64, **settings)
+    section = RerankSection(model=str(tiny_reranker(arch)), device="cpu", max_length=64, **settings)
     model = load_two_logits(section, seed=3).double().eval()
     batch = Collator(model.tokenizer, 64, section)(published_groups() if groups is None else groups)
     return JointLoss(model, section, EXACT), batch

@@ -8,6 +8,7 @@ import pytest
 import torch
 from rerank_numbers import seq
 from sentence_transformers import CrossEncoder
+from tiny_rerankers import ARCHITECTURES, tiny_reranker
 from transformers import AutoModelForSequenceClassification
 
 from prefloop.config import RerankSection
@@ -20,7 +21,6 @@ from prefloop.rerank.model import (
     save_folded,
     shared_parameters,
 )
-from tiny_encoders import ARCHITECTURES, tiny_encoder
 
 PAIRS = [("w1 w2", f"w{i} w{(7 * i) % 60} w{(3 * i) % 60}") for i in range(3, 40)]
 
@@ -38,7 +38,7 @@ def logits(encoder: CrossEncoder) -> torch.Tensor:
 @pytest.mark.parametrize("head", ["standard", "linear"])
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_the_folded_model_ranks_as_the_difference(arch, head, tmp_path):
-    encoder = load_two_logits(section(tiny_encoder(arch), head=head), seed=1)
+    encoder = load_two_logits(section(tiny_reranker(arch), head=head), seed=1)
     two = logits(encoder).double()
     difference = two[:, 1] - two[:, 0]
     save_folded(encoder, tmp_path / "model", "difference")
@@ -54,7 +54,7 @@ def test_the_folded_model_ranks_as_the_difference(arch, head, tmp_path):
 @pytest.mark.parametrize("arch", ["bert", "xlm-roberta", "modernbert"])
 def test_plain_transformers_loads_the_folded_model(arch, tmp_path):
     """What TEI and vLLM read: config.json with one label, and the weights under the architecture's own names."""
-    encoder = load_two_logits(section(tiny_encoder(arch)), seed=1)
+    encoder = load_two_logits(section(tiny_reranker(arch)), seed=1)
     save_folded(encoder, tmp_path, "difference")
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["architectures"][0].endswith("ForSequenceClassification")
@@ -69,7 +69,7 @@ def test_plain_transformers_loads_the_folded_model(arch, tmp_path):
 
 
 def test_folding_to_the_second_logit(tmp_path):
-    encoder = load_two_logits(section(tiny_encoder("bert")), seed=1)
+    encoder = load_two_logits(section(tiny_reranker("bert")), seed=1)
     with torch.no_grad():
         last_layer(encoder).weight.copy_(seq(2, 32).float())
     save_folded(encoder, tmp_path, "logit1")
@@ -79,26 +79,26 @@ def test_folding_to_the_second_logit(tmp_path):
 
 @pytest.mark.parametrize("arch", ["bert", "xlm-roberta", "modernbert"])
 def test_a_cross_encoder_starts_as_the_reranker_that_it_is(arch):
-    folder = tiny_encoder(arch, labels=1)
+    folder = tiny_reranker(arch, labels=1)
     own = CrossEncoder(str(folder), device="cpu").predict(PAIRS, activation_fn=torch.nn.Identity())
     two = logits(load_two_logits(section(folder), seed=1))
     assert torch.allclose(two[:, 1] - two[:, 0], torch.from_numpy(own), atol=1e-5)
 
 
 def test_a_head_with_many_labels_is_made_new():
-    assert logits(load_two_logits(section(tiny_encoder("bert", labels=3)), seed=1)).shape == (len(PAIRS), 2)
+    assert logits(load_two_logits(section(tiny_reranker("bert", labels=3)), seed=1)).shape == (len(PAIRS), 2)
 
 
 def test_fresh_layers_follow_the_seed():
     first, again, other = (
-        last_layer(load_two_logits(section(tiny_encoder("bert")), seed)).weight for seed in (1, 1, 2)
+        last_layer(load_two_logits(section(tiny_reranker("bert")), seed)).weight for seed in (1, 1, 2)
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
 def test_shared_weights_leave_pooler_and_head_out():
-    encoder = load_two_logits(section(tiny_encoder("bert")), seed=1)
+    encoder = load_two_logits(section(tiny_reranker("bert")), seed=1)
     hidden, found = forward(encoder, encoder.preprocess(PAIRS))
     reached = torch.autograd.grad(hidden[:, 0].sum(), shared_parameters(encoder), allow_unused=True)
     assert all(g is not None for g in reached)
@@ -121,4 +121,17 @@ def test_no_model_is_a_clear_error(tmp_path):
 
 def test_scoring_wants_one_logit():
     with pytest.raises(UsageError, match="3 logits"):
-        load_for_scoring(str(tiny_encoder("bert", labels=3)))
+        load_for_scoring(str(tiny_reranker("bert", labels=3)))
+
+
+def test_a_folder_of_a_bi_encoder_is_a_start(tmp_path):
+    """As sentence-transformers writes it, with pooling and normalisation behind the encoder: those are left out."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Transformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+
+    folder = tiny_reranker("bert")
+    SentenceTransformer(modules=[Transformer(str(folder)), Pooling(32, "mean"), Normalize()]).save(str(tmp_path))
+    for head in ("standard", "linear"):
+        plain, wrapped = (load_two_logits(section(path, head=head), seed=1) for path in (folder, tmp_path))
+        assert torch.allclose(logits(wrapped), logits(plain), atol=1e-6)

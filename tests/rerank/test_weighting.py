@@ -11,7 +11,7 @@ from rerank_numbers import LABELS, seq
 
 from prefloop.errors import PrefloopError, UsageError
 from prefloop.rerank import losses
-from prefloop.rerank.weighting import MOST_TASKS, fixed, gram_of, mgda
+from prefloop.rerank.weighting import MOST_TASKS, fixed, gram_of, mgda, normalized
 
 BALANCED = [[1, 0.2, 0.1], [0.2, 1.2, -0.3], [0.1, -0.3, 0.9]]
 GAP = [[1, 0.5, 0.2], [0.5, 25, 3], [0.2, 3, 400]]
@@ -104,7 +104,7 @@ def test_gradients_of_a_shared_encoder():
         losses.pairwise((encode(16, 12, a=0.67) @ c)[:, 1].reshape(4, 4)),
         losses.contrastive(torch.cat([positives, negatives], 1), positives=2),
     ]
-    assert [float(t) for t in tasks] == pytest.approx([0.733068639963, 0.690783149894, 7.669010928369], abs=1e-9)
+    assert [t.item() for t in tasks] == pytest.approx([0.733068639963, 0.690783149894, 7.669010928369], abs=1e-9)
     gram = gram_of([torch.autograd.grad(t, [w, c], retain_graph=True, allow_unused=True)[:1] for t in tasks])
     known = [0.298982746760, -0.032899925334, -0.041624353153, 0.104611043041, -0.001201537253, 17.602016744514]
     assert gram[*torch.triu_indices(3, 3)].tolist() == pytest.approx(known, abs=1e-9)
@@ -128,3 +128,17 @@ def test_bad_fixed_weights_are_refused(weights):
 
 def test_fixed_weights_are_taken_as_they_are():
     assert fixed([1, 0.5, 2]).tolist() == [1, 0.5, 2]
+
+
+def test_normalised_gradients():
+    """Lengths 1 and 3, at a right angle: as they are, in units of their length, of their loss, of both."""
+    gram, values = torch.tensor([[1.0, 0.0], [0.0, 9.0]]), [2.0, 6.0]
+    found = {how: mgda(normalized(gram, values, how)).tolist() for how in ("none", "l2", "loss", "loss+")}
+    assert found["none"] == pytest.approx([0.9, 0.1])
+    assert found["l2"] == pytest.approx([0.5, 0.5])
+    assert found["loss"] == pytest.approx([0.5, 0.5])
+    assert found["loss+"] == pytest.approx([0.1, 0.9])
+
+
+def test_a_gradient_without_length_is_not_divided_by_it():
+    assert normalized(torch.zeros(2, 2), [0.0, 1.0], "loss+").isfinite().all()

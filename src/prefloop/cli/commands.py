@@ -23,6 +23,7 @@ from prefloop.cli import compare as cli_compare
 from prefloop.cli import cut as cli_cut
 from prefloop.cli import evaluate as cli_evaluate
 from prefloop.cli import publish as cli_publish
+from prefloop.cli import rerank as cli_rerank
 from prefloop.cli import source_bias as cli_source_bias
 from prefloop.cli.cache import cache_path
 from prefloop.errors import Interrupted, PrefloopError, UsageError
@@ -40,6 +41,7 @@ app = typer.Typer(
 app.add_typer(cli_cache.cache, name="cache")
 app.add_typer(cli_evaluate.app, name="evaluate")
 app.add_typer(cli_publish.votes, name="votes")
+app.add_typer(cli_rerank.app, name="rerank")
 app.command()(cli_publish.export)
 app.command()(cli_compare.compare)
 app.command()(cli_cut.inspect_cut)

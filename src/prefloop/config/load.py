@@ -6,17 +6,20 @@ import contextlib
 import difflib
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from prefloop.config.base import Section
 from prefloop.config.rag_recipe import RagRecipe
 from prefloop.config.recipe import Recipe
 from prefloop.errors import UsageError
 
 AnyRecipe = Recipe | RagRecipe
 """Answers to prompts, or answers from retrieved documents: a recipe with `questions` is of the second kind."""
+
+_Kind = TypeVar("_Kind", bound=Section)
 
 
 def recipe_folder() -> Path:
@@ -103,6 +106,20 @@ def recipe_schema() -> dict[str, Any]:
     return TypeAdapter(AnyRecipe).json_schema()
 
 
+def parse_section(kind: type[_Kind], data: dict[str, Any], overrides: list[str] | None = None) -> _Kind:
+    """A single section, for a verb outside a run.
+
+    Raises:
+        UsageError: a key or value is wrong; says which, with the nearest known key.
+    """
+    for override in overrides or []:
+        _apply(data, override)
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        raise UsageError("\n".join(_explain(e, kind) for e in error.errors())) from None
+
+
 def _apply(data: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     names = key.split(".")
@@ -143,7 +160,7 @@ def _tags() -> frozenset[str]:
     return frozenset(tag for kind in kinds for tag in [kind.get("const"), *kind.get("enum", [])] if tag)
 
 
-def _explain(error: Any, kind: type[Recipe] | type[RagRecipe]) -> str:
+def _explain(error: Any, kind: type[Section]) -> str:
     """One line for one pydantic error: the setting, what is wrong, the nearest known name."""
     # pydantic puts the tag of a union behind its field (rate.judge.mode); people write rate.mode.
     loc = error["loc"]
@@ -162,7 +179,7 @@ def _explain(error: Any, kind: type[Recipe] | type[RagRecipe]) -> str:
     return f"{place or 'recipe'}: {message[0].lower()}{message[1:]}{shown}"
 
 
-def _known_keys(loc: tuple[Any, ...], kind: type[Recipe] | type[RagRecipe]) -> list[str]:
+def _known_keys(loc: tuple[Any, ...], kind: type[Section]) -> list[str]:
     """The settings of the section at a place of the schema, following unions by their tag."""
     schema = kind.model_json_schema()
     node: dict[str, Any] = schema

@@ -41,6 +41,11 @@ class RerankSection(Section):
         description="fixed; mgda: by the losses' gradients in all shared weights, a backward pass for each loss; "
         "mgda_ub: by their gradients in the encoder's output, one backward pass in all.",
     )
+    normalize: Literal["none", "l2", "loss", "loss+"] = Field(
+        "none",
+        description="Of MGDA: what a loss's gradient is divided by before it is weighed: nothing, its length, the "
+        "loss, or both. Without it the loss of the smallest gradient gets nearly all the weight.",
+    )
     weights: tuple[float, ...] | None = Field(
         None, description="With fixed weighting, one for each of `losses` in their order; all 1 without it."
     )
@@ -84,6 +89,10 @@ class RerankSection(Section):
     def _losses_and_weights(self) -> Self:
         if not self.losses or len(set(self.losses)) != len(self.losses):
             raise ValueError(f"losses must name one to three different losses, not {list(self.losses)}")
+        if self.validation_share + self.test_share >= 1:
+            raise ValueError("validation_share and test_share together leave nothing to train on: lower one of them")
+        if self.normalize != "none" and self.weighting == "fixed":
+            raise ValueError(f"normalize={self.normalize} without MGDA does nothing: set weighting, or take it out")
         if self.weights is None:
             return self
         if self.weighting != "fixed":

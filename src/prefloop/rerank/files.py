@@ -65,7 +65,7 @@ def read(path: str, split: str = "train") -> list[RankingRow | Group]:
 def _row(value: Mapping[str, Any], path: str) -> RankingRow | Group:
     if "classification" in value or "rank_list" in value:
         _known(value, TRAIN)
-        return from_published(value)
+        return _from_published(value)
     if "ctx" in value:
         _known(value, MEASURE)
         return _from_measured(value)
@@ -98,17 +98,21 @@ def from_published(value: Mapping[str, Any]) -> Group:
         UsageError: a field is missing or has another form.
     """
     try:
-        query, classified = _text(value, "query"), value.get("classification")
-        if not isinstance(classified, Mapping):
-            raise _Wrong("classification", f"is {json_type(classified)}", 'must be {"text": …, "label": 1 or 2}')
-        text, label = _text(classified, "text", "classification.text"), classified.get("label")
-        if label not in (1, 2):
-            raise _Wrong("classification.label", f"is {label!r}", "1 is aligned, 2 is unaligned")
-        lists = {name: _texts(value, name) for name in ("rank_list", "positive", "negative")}
-        named = _optional(value, "id")
+        return _from_published(value)
     except _Wrong as wrong:
         field, reason, fix = wrong.args
         raise UsageError(reason, where=field, fix=fix) from None
+
+
+def _from_published(value: Mapping[str, Any]) -> Group:
+    query, classified = _text(value, "query"), value.get("classification")
+    if not isinstance(classified, Mapping):
+        raise _Wrong("classification", f"is {json_type(classified)}", 'must be {"text": …, "label": 1 or 2}')
+    text, label = _text(classified, "text", "classification.text"), classified.get("label")
+    if label not in (1, 2):
+        raise _Wrong("classification.label", f"is {label!r}", "1 is aligned, 2 is unaligned")
+    lists = {name: _texts(value, name) for name in ("rank_list", "positive", "negative")}
+    named = _optional(value, "id")
     places = {text: i for i, text in enumerate(dict.fromkeys([text, *(t for some in lists.values() for t in some)]))}
     return Group(
         id=named or content_id("published", dict(value)),

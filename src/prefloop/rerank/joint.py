@@ -23,7 +23,7 @@ from prefloop.config import RerankSection
 from prefloop.rerank import losses
 from prefloop.rerank.batches import Batch
 from prefloop.rerank.model import forward, shared_parameters
-from prefloop.rerank.weighting import fixed, gram_of, mgda
+from prefloop.rerank.weighting import fixed, gram_of, mgda, normalized
 from prefloop.train.precision import Precision
 
 
@@ -118,7 +118,7 @@ def backward(joint: JointLoss, batch: Batch) -> Weighed:
     if not found:
         return Weighed({}, torch.zeros(0, dtype=torch.float64), None)
     if joint.section.weighting == "mgda" and len(found) > 1:
-        return _exact(joint, found)
+        return _exact(joint, found, hidden)
     weighed = Weighed(found, *_weights(joint.section, found, hidden))
     weighed.total.backward()  # type: ignore[no-untyped-call]
     return weighed
@@ -137,21 +137,35 @@ def _weights(
         torch.autograd.grad(loss, list(hidden), retain_graph=True, allow_unused=True) for loss in found.values()
     ]
     gram = gram_of(gradients)
-    return mgda(gram), gram.cpu()
+    return _least(section, gram, found), gram.cpu()
 
 
-def _exact(joint: JointLoss, found: dict[str, Tensor]) -> Weighed:
-    """MGDA over the shared weights: a backward pass for each task, whose weighted sum is the gradient of all."""
+def _least(section: RerankSection, gram: Tensor, found: dict[str, Tensor]) -> Tensor:
+    """MGDA's weights of the gradients, normalised as the section says."""
+    return mgda(normalized(gram, [loss.item() for loss in found.values()], section.normalize))
+
+
+def _exact(joint: JointLoss, found: dict[str, Tensor], hidden: Sequence[Tensor]) -> Weighed:
+    """MGDA over the shared weights: a backward pass for each task, whose weighted sum is the gradient of all.
+
+    A task's gradient goes through the calls whose rows it reads and through no others: autograd alone would carry
+    zeros through all of them, at the price of numbers.
+    """
     shared = shared_parameters(joint.model)  # type: ignore[arg-type]
     own = set(shared)
     head = [p for p in joint.model.parameters() if p.requires_grad and p not in own]
-    parameters, tasks = [*shared, *head], list(found.values())
-    gradients = [
-        torch.autograd.grad(loss, parameters, retain_graph=place < len(tasks) - 1, allow_unused=True)
-        for place, loss in enumerate(tasks)
-    ]
+    parameters = [*shared, *head]
+    gradients: list[list[Tensor | None]] = []
+    for loss in found.values():
+        upper = torch.autograd.grad(loss, [*hidden, *head], retain_graph=True, allow_unused=True)
+        read = [(h, g) for h, g in zip(hidden, upper[: len(hidden)], strict=True) if g is not None and bool(g.any())]
+        below: Sequence[Tensor | None] = [None] * len(shared)
+        if read:
+            outputs, inner = zip(*read, strict=True)
+            below = torch.autograd.grad(outputs, shared, inner, retain_graph=True, allow_unused=True)
+        gradients.append([*below, *upper[len(hidden) :]])
     gram = gram_of([pieces[: len(shared)] for pieces in gradients])
-    weights = mgda(gram)
+    weights = _least(joint.section, gram, found)
     for place, parameter in enumerate(parameters):
         for weight, pieces in zip(weights.tolist(), gradients, strict=True):
             piece = pieces[place]

@@ -11,7 +11,8 @@ representation, and gradients in H are what MGDA-UB weighs, whatever head stands
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from prefloop.config import RerankSection
-from prefloop.engine.load import LOAD_ERRORS, choose_device, load_fix
+from prefloop.engine.load import LOAD_ERRORS, choose_device, load_fix, resolve_encoder_path
 from prefloop.errors import UsageError
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def load_two_logits(section: RerankSection, seed: int) -> CrossEncoder:
     """
     from transformers import AutoConfig
 
-    path, device = model_path(section.model), choose_device(section.device)
+    path, device = resolve_encoder_path(section.model), choose_device(section.device)
     try:
         config = AutoConfig.from_pretrained(
             path, revision=section.revision, trust_remote_code=section.trust_remote_code
@@ -69,15 +70,6 @@ def load_two_logits(section: RerankSection, seed: int) -> CrossEncoder:
     return encoder.to(device).float()
 
 
-def model_path(path: str) -> str:
-    """What to load for a section's `model`: `sandbox` is the shipped encoder's folder, the rest stays."""
-    if path != "sandbox":
-        return path
-    from prefloop.sandbox import encoder_folder
-
-    return str(encoder_folder())
-
-
 def load_for_scoring(folder: str, device: str = "auto", max_length: int | None = None) -> CrossEncoder:
     """A finished reranker: any cross-encoder with one logit.
 
@@ -86,7 +78,7 @@ def load_for_scoring(folder: str, device: str = "auto", max_length: int | None =
     """
     from sentence_transformers import CrossEncoder
 
-    path = model_path(folder)
+    path = resolve_encoder_path(folder)
     if not Path(path).exists() and path.count("/") > 1:
         raise UsageError("no such folder", where=folder, fix=_WHAT_TO_GIVE)
     try:
@@ -202,16 +194,17 @@ def _linear(section: RerankSection, path: str, device: str) -> CrossEncoder:
     return CrossEncoder(modules=[transformer, Pooling(width, "cls"), dense], device=device)
 
 
-class _silent:
-    """Loading an encoder for classification makes its last layer new, which is what is wanted here."""
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Loading an encoder for classification makes its last layer new, and transformers warns; it is wanted here."""
+    from transformers.utils import logging
 
-    def __enter__(self) -> None:
-        self._logger = logging.getLogger("transformers.modeling_utils")
-        self._level = self._logger.level
-        self._logger.setLevel(logging.ERROR)
-
-    def __exit__(self, *_: object) -> None:
-        self._logger.setLevel(self._level)
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 def last_layer(encoder: CrossEncoder) -> nn.Linear:

@@ -16,6 +16,7 @@ from typing import Any
 
 from prefloop.config import RerankSection
 from prefloop.config.rerank import RERANK_COSMETIC
+from prefloop.engine.load import resolve_encoder_path
 from prefloop.errors import Interrupted, PrefloopError, UsageError
 from prefloop.pairs.splits import holdout
 from prefloop.records import RankingRow
@@ -60,8 +61,6 @@ def train_reranker(
         UsageError: no such model, or rows that teach nothing. PrefloopError: a loss or gradient is not finite.
         Interrupted: stopped by a signal, with a checkpoint.
     """
-    from prefloop.rerank.model import model_path
-
     training, kept = _split(rows, section, validation, test)
     groups, rejects = prepare(training, section, seed)
     if not groups:
@@ -71,7 +70,7 @@ def train_reranker(
         )
     _refuse_group_of_processes()
     settings = section.model_dump(mode="json", exclude=RERANK_COSMETIC)
-    start = model_digest(model_path(section.model), section.revision)
+    start = model_digest(resolve_encoder_path(section.model), section.revision)
     data = [[vars(g) for g in groups], [list(kept["validation"]), list(kept["test"])]]
     fingerprint = digest([json.loads(json.dumps(data)), settings, seed, start])
     out.mkdir(parents=True, exist_ok=True)
@@ -246,7 +245,9 @@ def _split(
                 )
             continue
         share = section.validation_share if name == "validation" else section.test_share
-        ids = holdout(queries - taken, share, salt=f"rerank {name}")
+        # The share is one of all queries, whatever was taken before.
+        left = queries - taken
+        ids = holdout(left, share * len(queries) / len(left), salt=f"rerank {name}") if left else set()
         taken |= ids
         found[name] = [_as_ranking(row) for row in rows if _query_id(row) in ids]
     return [row for row in rows if _query_id(row) not in taken], found

@@ -173,7 +173,7 @@ class RerankTrainer(CrossEncoderTrainer):  # type: ignore[misc]
         """Measures on the validation rows, logged; the weights are kept where they are the best so far."""
         found = self.measured(self._validation)
         named = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
-        self.log(named)
+        self.log(dict(named))
         self.callback_handler.on_evaluate(self.args, self.state, self.control, named)
         if self.state.global_step:
             self._keep_best(found)

@@ -96,6 +96,22 @@ def _inside(matrix: np.ndarray[Any, Any]) -> np.ndarray[Any, Any] | None:
     return np.asarray(weights / weights.sum())
 
 
+def normalized(gram: Tensor, losses: Sequence[float], how: str) -> Tensor:
+    """The Gram matrix of gradients that were divided by their length, their loss, or both.
+
+    Args:
+        gram: [t, t] of the gradients as they are.
+        losses: [t].
+        how: none, l2, loss or loss+, as in Sener & Koltun's code.
+    """
+    values = torch.tensor(list(losses), dtype=gram.dtype, device=gram.device).clamp(min=torch.finfo(gram.dtype).tiny)
+    lengths = gram.diagonal().clamp(min=0).sqrt()
+    sizes = {"none": torch.ones_like(values), "l2": lengths, "loss": values, "loss+": lengths * values}[how]
+    # A gradient of length 0 stays what it is.
+    sizes = torch.where(sizes > 0, sizes, torch.ones_like(sizes))
+    return gram / sizes / sizes.unsqueeze(1)
+
+
 def fixed(weights: Sequence[float]) -> Tensor:
     """Given weights as they are, [t], float64.
 

@@ -17,11 +17,11 @@ WORDS = [f"w{i}" for i in range(60)]
 
 @functools.cache
 def _session() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="tiny_encoders_")
+    return tempfile.TemporaryDirectory(prefix="tiny_rerankers_")
 
 
 @functools.cache
-def tiny_encoder(arch: str, labels: int | None = None, **settings: Any) -> Path:
+def tiny_reranker(arch: str, labels: int | None = None, **settings: Any) -> Path:
     """A folder with a random model and a word tokenizer, made once in a test session.
 
     Args:
