@@ -47,8 +47,8 @@ class DpoObjectiveSection(_PairedSection):
         None,
         ge=0,
         allow_inf_nan=False,
-        description="Rows count by their weight to this power (LLM-SBM: 2; 0 is plain DPO). Every row must then have a "
-        "weight above 0 and at most 1; validation and the likelihood term are not weighted. Without it weights are "
+        description="Rows count by their weight to this power (LLM-SBM: 2; 0 is plain DPO). Weights must then lie "
+        "above 0 and reach 1 at most; validation and the likelihood term are not weighted. Without it weights are "
         "taken as they are, everywhere.",
     )
 
@@ -113,8 +113,8 @@ class KtoObjectiveSection(Section):
     def _no_pairs(cls, data: Any) -> Any:
         if isinstance(data, dict) and data.get("weight_alpha") is not None:
             raise ValueError(
-                "weight_alpha: a pair's weight says how far its two answers are apart, and kto learns from each answer "
-                "by itself; take it out, or set type to dpo"
+                "weight_alpha: a pair's weight says how far its two answers are apart, and kto learns from each "
+                "answer by itself; take it out, or set type to dpo"
             )
         return data
 

@@ -33,6 +33,12 @@ def identity(
         UsageError: there is no such file or folder, or its name does not say the format.
     """
     prompts = isinstance(section, PromptsSection)
+    if isinstance(section, PromptsSection) and section.format == "passages":
+        place = Path(section.path)
+        if not place.exists():
+            raise UsageError("there is no such collection", where=section.path, fix="give a BEIR folder, zip or file")
+        content = (folder_digest if place.is_dir() else file_digest)(place, memo)
+        return section.model_dump(exclude={"path"}) | {"content": content}
     container = format_of(section.path, section.format) if prompts else container_of(section.path)
     settings = section.model_dump(exclude={"path", "split"}) | {"container": container}
     if container == "sandbox":

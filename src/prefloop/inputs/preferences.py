@@ -268,7 +268,7 @@ def _row(
     for index, side in enumerate((answers.chosen, answers.rejected)):
         ids[index] = "" if side is None else completion_id(prompt, message_text(side[0]), 0)
     chosen_id, rejected_id = facts.get("chosen_id") or ids[0], facts.get("rejected_id") or ids[1]
-    return {
+    row: PreferenceRow = {
         "id": own_id or content_id("pair", prompt, chosen_id, rejected_id),
         "prompt_id": prompt,
         "prompt": answers.prompt,
@@ -287,9 +287,13 @@ def _row(
         "rejected_finish": facts.get("rejected_finish"),
         "evidence": facts.get("evidence") or [],
     }
+    for name in ("document", "query"):
+        if facts.get(name):
+            row[name] = facts[name]  # type: ignore[literal-required]
+    return row
 
 
-_TEXTS = ("source", "strategy", "chosen_id", "rejected_id", "completion_id")
+_TEXTS = ("source", "strategy", "chosen_id", "rejected_id", "completion_id", "document", "query")
 _FINISHES = ("chosen_finish", "rejected_finish", "finish")
 
 
