@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefloop.config import ModelSection
 from prefloop.loop.reading import rows_of
+from prefloop.loop.rewriting import Rewritten, rewrite_to_measure
 from prefloop.loop.rounds import chosen
 from prefloop.loop.sampling import sample
 from prefloop.records import CandidatesRow, RejectRow, message_text
@@ -41,9 +42,14 @@ def run_evaluate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str)
     bench.progress.total((1 + len(models)) * each, "answers")
     answers: dict[str, list[CandidatesRow]] = {}
     rejects: dict[str, RejectRow] = {}
+    rewrites: dict[str, Rewritten] = {}
     for number, (name, model) in enumerate({"": bench.loop.base, **models}.items()):
         bench.on_batch = lambda asked, number=number: bench.progress.at(number * each + asked)  # type: ignore[misc]
-        answers[name], refused, _ = sample(bench.backend(model), prompts, section, recipe.seed, stage.name)
+        if section.rewrite is None:
+            answers[name], refused, _ = sample(bench.backend(model), prompts, section, recipe.seed, stage.name)
+        else:
+            written = rewrite_to_measure(bench.backend(model), prompts, section, recipe.seed, stage.name)
+            answers[name], refused, rewrites[name] = written.rows, written.rejects, written
         rejects |= {r["id"]: r for r in refused}
     bench.on_batch = lambda asked: None
 
@@ -53,6 +59,10 @@ def run_evaluate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str)
 
     # A prompt that one of the models could not take is compared for none.
     kept = {name: [r for r in rows if r["id"] not in rejects] for name, rows in answers.items()}
+    if rewrites:
+        # Its rows are known by the requests, and the rejects by the passages.
+        asked_all = set.intersection(*({row["id"] for row in rows} for rows in kept.values()))
+        kept = {name: [row for row in rows if row["id"] in asked_all] for name, rows in kept.items()}
     base = kept.pop("")
     sections = evaluation_signals(recipe)
     comparers: list[Comparer] = []
