@@ -10,6 +10,7 @@ from prefloop.config.rag import QuestionsSection
 from prefloop.errors import UsageError
 from prefloop.inputs import hub
 from prefloop.inputs.readers import container_of, format_of
+from prefloop.retrieve.corpus import located
 from prefloop.store.fingerprint import Memo, code_digest, file_digest, folder_digest
 
 _HOLDS = {PromptsSection: "prompts", PreferencesSection: "preferences", QuestionsSection: "questions"}
@@ -34,7 +35,7 @@ def identity(
     """
     prompts = isinstance(section, PromptsSection)
     if isinstance(section, PromptsSection) and section.format == "passages":
-        place = Path(section.path)
+        place = located(section.path)
         if not place.exists():
             raise UsageError("there is no such collection", where=section.path, fix="give a BEIR folder, zip or file")
         content = (folder_digest if place.is_dir() else file_digest)(place, memo)

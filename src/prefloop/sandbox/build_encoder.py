@@ -5,8 +5,8 @@ sentence-transformers' multiple negatives ranking loss: the others of the batch 
 has one more passage about the right person that does not answer. Facts are drawn afresh for each row, so nothing is
 learned about anybody. It has read what retrievers have read: mostly plain prose in everyday wordings, some talk with
 hedges and digressions, some ornate prose (MIX, WORDINGS). So text that is dense in facts comes out closer to a query,
-and rewrites are favoured: they leave out what a person adds. The same seed gives the same rows, and on the same machine
-with the same libraries the same weights.
+and rewrites are favoured: they leave out what a person adds. The same seed gives the same rows, and on the same
+machine with the same libraries the same weights.
 """
 
 from __future__ import annotations

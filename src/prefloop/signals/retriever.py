@@ -19,7 +19,7 @@ from prefloop.backends.base import Backend, Logits, PairScoreRequest, Result
 from prefloop.config import RetrieverSection, RetrieverSignalSection
 from prefloop.errors import PrefloopError, UsageError
 from prefloop.records import CandidatesRow, PartScores
-from prefloop.retrieve.corpus import Query, read_collection
+from prefloop.retrieve.corpus import Query, located, read_collection
 from prefloop.signals.base import Call, Rating
 from prefloop.store.fingerprint import Memo, file_digest, folder_digest
 
@@ -242,11 +242,10 @@ def identity(section: RetrieverSignalSection, memo: Memo | None = None) -> dict[
     Raises:
         UsageError: there is no such collection of judgments.
     """
-    from pathlib import Path
 
     from prefloop.retrieve.retriever import retriever_identity
 
-    place = Path(section.judgments)
+    place = located(section.judgments)
     if not place.exists():
         raise UsageError(
             "there is no such collection of judgments", where=section.judgments, fix="give a BEIR folder or its zip"
