@@ -18,6 +18,7 @@ from prefloop.backends.hf import HfBackend
 from prefloop.config import ModelSection, load_recipe
 from prefloop.errors import UsageError
 from prefloop.loop.plan import plan
+from prefloop.ui.summary import headline
 
 BANK = {
     "name": "tiny",
@@ -71,7 +72,7 @@ def project_at(root: Path, **changes):
             "objective": {"type": "dpo", "weight_alpha": 2},
             "batch_size": 4, "epochs": 1, "learning_rate": 1e-3, "validation_share": 0.2,
         },
-        "evaluate": {"holdout": 0.2, "bootstrap": 200},
+        "evaluate": {"holdout": 0.2, "bootstrap": 200, "source_bias": {}},
     } | changes  # fmt: skip
     return make_project(root, **settings)
 
@@ -172,6 +173,34 @@ def test_the_measurement_asks_for_rewrites_and_not_the_bare_passage(run):
         instruction, passage = row["prompt"][-1]["content"].split("\n", 1)
         assert instruction.startswith("Write it anew")
         assert {c["rewrite"]["document"] for c in row["completions"]} == {human[passage]}
+
+
+def test_source_bias_before_and_after(run):
+    project, summary = run
+    evaluate = summary["evaluate"]
+    (name,) = evaluate["source_bias"]
+    assert name == "encoder", "of a folder its last part"
+    found = evaluate["source_bias"][name]
+    assert found["relative_delta@10"].keys() == found["ndcg@10"].keys() == {"base", "aligned"}
+    for source in ("base", "aligned"):
+        human, own = found["ndcg@10"][source]["human"], found["ndcg@10"][source][source]
+        assert found["relative_delta@10"][source]["value"] == pytest.approx(200 * (human - own) / (human + own))
+    before, after = (found["relative_delta@10"][source]["value"] for source in ("base", "aligned"))
+    change = found["change"]["aligned"]
+    assert change["value"] == pytest.approx(after - before)
+    assert change["ci_low"] <= change["value"] <= change["ci_high"]
+    assert {"p_value", "p_holm", "verdict", "n"} <= change.keys()
+    assert found["gap_closed"]["aligned"]["value"] == pytest.approx(1 - after / before)
+    texts = evaluate["source_texts"]
+    held = len(rows(project, "heldout"))
+    for said in texts.values():
+        assert said["passages"] == held
+        assert {"length_ratio", "copied", "similarity", "overlap"} <= said.keys()
+        # What is cut off is measured as it is, and counted.
+        assert 0 <= said["faults"].get("cut_off", 0) <= held
+        assert (said["unread"], said["unread_policy"]) == (0, "raw")
+    assert any("source bias by encoder: Relative" in line for line in headline(summary))
+    assert "Source bias" in (project.run_dir / "report.html").read_text()
 
 
 def test_nothing_is_computed_twice_and_an_edited_wording_samples_anew(run):

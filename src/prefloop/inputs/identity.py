@@ -35,11 +35,7 @@ def identity(
     """
     prompts = isinstance(section, PromptsSection)
     if isinstance(section, PromptsSection) and section.format == "passages":
-        place = located(section.path)
-        if not place.exists():
-            raise UsageError("there is no such collection", where=section.path, fix="give a BEIR folder, zip or file")
-        content = (folder_digest if place.is_dir() else file_digest)(place, memo)
-        return section.model_dump(exclude={"path"}) | {"content": content}
+        return section.model_dump(exclude={"path"}) | {"content": collection_digest(section.path, memo)}
     container = format_of(section.path, section.format) if prompts else container_of(section.path)
     settings = section.model_dump(exclude={"path", "split"}) | {"container": container}
     if container == "sandbox":
@@ -52,6 +48,18 @@ def identity(
         what = "is a folder, not a file" if path.is_dir() else "there is no such file"
         raise UsageError(what, where=section.path, fix=f"name a file of {_HOLDS[type(section)]}")
     return settings | {"content": file_digest(path, memo)}
+
+
+def collection_digest(path: str, memo: Memo | None = None) -> str:
+    """What identifies passages, queries and judgments by their content.
+
+    Raises:
+        UsageError: there is no such collection.
+    """
+    place = located(path)
+    if not place.exists():
+        raise UsageError("there is no such collection", where=path, fix="give a BEIR folder, its zip, or a file")
+    return (folder_digest if place.is_dir() else file_digest)(place, memo)
 
 
 def _hub_content(name: str, memo: Memo | None) -> str:

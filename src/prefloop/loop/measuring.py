@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefloop.config import ModelSection
+from prefloop.config import ModelSection, RetrieverSection, SourceBiasSection
 from prefloop.loop.reading import rows_of
 from prefloop.loop.rewriting import Rewritten, rewrite_to_measure
 from prefloop.loop.rounds import chosen
 from prefloop.loop.sampling import sample
-from prefloop.records import CandidatesRow, RejectRow, message_text
+from prefloop.records import CandidatesRow, PromptRow, RejectRow, message_text
 from prefloop.store import atomic
 from prefloop.store.stagedir import StageDir
 
@@ -86,6 +87,8 @@ def run_evaluate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str)
         # Of a single branch nothing is said to be better than the others, but it is what the round hands on.
         measured.summary.setdefault("winner", next(iter(kept)))
     _note_self_preference(bench, stage, measured)
+    if recipe.source_bias is not None:
+        _measure_source_bias(bench, recipe.source_bias, prompts, rewrites, measured)
     winner = measured.comparisons[measured.summary.get("winner") or next(iter(kept))]
     for comparisons in measured.comparisons.values():
         for signal, comparison in zip(sections, comparisons.values(), strict=False):
@@ -101,6 +104,74 @@ def run_evaluate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str)
         rows_in=(len(prompts) - len(rejects)) * section.n + len(rejects),
         extra={"evaluate": measured.summary, "counts": first.counts},
     )
+
+
+def _measure_source_bias(
+    bench: Bench,
+    section: SourceBiasSection,
+    prompts: list[PromptRow],
+    rewrites: Mapping[str, Rewritten],
+    measured: Measured,
+) -> None:
+    """Whether retrievers prefer the aligned model's rewrites less than the base's; into the summary."""
+    from prefloop.evaluate.source_task import Settings
+    from prefloop.evaluate.writers import BASE, least_biased, lines, measure_writers
+    from prefloop.retrieve.corpus import read_collection
+    from prefloop.retrieve.pairs import open_pairs
+    from prefloop.retrieve.retriever import open_retriever
+
+    recipe = bench.recipe
+    collection = read_collection(str(section.judgments), section.split or "test", [], judged=True)
+    unread = set().union(*(found.unread for found in rewrites.values())) if section.unread == "drop" else set()
+    human = {str(r["source_id"]): r["prompt"][-1]["content"] for r in prompts if r["source_id"] not in unread}
+    texts = {
+        name or BASE: {c["rewrite"]["document"]: c["text"] for row in found.rows for c in row["completions"][:1]}
+        for name, found in rewrites.items()
+        if not name.endswith(UNMERGED)
+    }
+    bench.release()  # retrievers take the memory that writers had
+
+    def stepped(label: str, done: int, total: int) -> None:
+        bench.progress.total(total, "searches")
+        bench.progress.at(done)
+
+    opened = {label(retriever): open_retriever(retriever, bench.cache) for retriever in section.retrievers or ()}
+    near = None if section.similarity is None else open_pairs(section.similarity, bench.cache, likeness=True)
+    try:
+        bias, said = measure_writers(
+            human,
+            texts,
+            collection.queries,
+            collection.qrels,
+            opened,
+            Settings(no_hit=section.no_hit, ties="neutral", resamples=recipe.evaluate.bootstrap, seed=recipe.seed),
+            similarity=None if near is None else near.scores,
+            on_step=stepped,
+        )
+    finally:
+        for retriever in opened.values():
+            retriever.close()
+        if near is not None:
+            near.close()
+    for name, found in rewrites.items():
+        if (name or BASE) in said:
+            faults = {k.removeprefix("faults/"): int(n) for k, n in found.counts.items() if k.startswith("faults/")}
+            said[name or BASE] |= {"faults": faults, "unread": len(found.unread), "unread_policy": section.unread}
+    summary = measured.summary
+    if "branches" in summary and "win_rate" not in summary:
+        best = least_biased(bias, list(summary["branches"]))
+        kept: dict[str, Any] = {
+            name: summary[name] for name in ("branches", "differences", "unmerged") if name in summary
+        }
+        summary = {**summary["branches"][best], "winner": best, **kept}
+    measured.summary = {**summary, "source_bias": bias, "source_texts": said}
+    for line in lines(bias, said):
+        bench.progress.note(line)
+
+
+def label(retriever: RetrieverSection) -> str:
+    """A retriever's name in results: of a folder its last part, as its place is this machine's business."""
+    return Path(retriever.path).name if Path(retriever.path).is_dir() else retriever.name
 
 
 def _note_self_preference(bench: Bench, stage: Stage, measured: Measured) -> None:

@@ -17,6 +17,7 @@ from prefloop.config import (
     RetrieverSignalSection,
     SampleSection,
     SelfRewardSignalSection,
+    SourceBiasSection,
     Way,
 )
 from prefloop.engine.load import resolve_model_path
@@ -30,7 +31,7 @@ BOXES = ("backends", "engine")
 TRAINED_BY = ("train", "engine", "pairs/splits.py", "loop/bench.py")
 MERGED_BY = ("train/adapters.py", "train/run.py", "engine")
 _MEASURING = ("loop/sampling.py", "loop/measuring.py", "loop/bench.py")
-MEASURED_BY = ("evaluate", "intervals.py", "signals", "inputs", *_MEASURING, *BOXES)
+MEASURED_BY: tuple[str, ...] = ("evaluate", "intervals.py", "signals", "inputs", *_MEASURING, *BOXES)
 
 
 REWRITING = ("inputs/rewriting.py", "inputs/rewritten.py", "loop/rewriting.py", "evaluate/refusals.py")
@@ -165,7 +166,10 @@ class _Planner:
             settings = {"merge": recipe.merge.model_dump(), "place": self._place(), "model": policy}
             merged.append(self._add("merge", r, branch, settings, (train, *before), *MERGED_BY))
         inputs = ("heldout", *merged, *self.begin)
-        self._add("evaluate", r, "", self._measurement(), inputs, *MEASURED_BY)
+        boxes = MEASURED_BY
+        if recipe.sample is not None and recipe.sample.rewrite is not None:
+            boxes += (*REWRITING, "retrieve")
+        self._add("evaluate", r, "", self._measurement(), inputs, *boxes)
         if recipe.evaluate.harness is not None:
             settings = {"harness": self._harness(recipe.evaluate.harness), "base": self.base, "seed": seed}
             settings["bootstrap"] = recipe.evaluate.bootstrap
@@ -195,6 +199,19 @@ class _Planner:
 
         return identity(section, self.cache)
 
+    def _source_bias(self, section: SourceBiasSection) -> dict[str, Any]:
+        from prefloop.inputs.identity import collection_digest
+        from prefloop.retrieve.retriever import retriever_identity
+
+        return {
+            "judgments": collection_digest(str(section.judgments), self.cache),
+            "split": section.split,
+            "retrievers": [retriever_identity(one, self.cache) for one in section.retrievers or ()],
+            "similarity": section.similarity and retriever_identity(section.similarity, self.cache),
+            "no_hit": section.no_hit,
+            "unread": section.unread,
+        }
+
     def _place(self) -> str:
         return "stage" if selects(self.recipe) else "model"
 
@@ -208,8 +225,12 @@ class _Planner:
         from prefloop.signals.build import function_identity
 
         recipe = self.recipe
-        return {
-            "sample": evaluation_sample(recipe).model_dump(exclude={"model"}),
+        sampled = evaluation_sample(recipe)
+        rewriting = {} if sampled.rewrite is None else {"wordings": _wordings(sampled)}
+        if (bias := recipe.source_bias) is not None:
+            rewriting["source_bias"] = self._source_bias(bias)
+        return rewriting | {
+            "sample": sampled.model_dump(exclude={"model"}),
             "judges": [self._signal(section) for section in evaluation_signals(recipe)],
             "checkers": {
                 group: {name: function_identity(path) for name, path in functions.items()}

@@ -32,6 +32,7 @@ class Rewritten:
         rows: passages with at least one usable rewrite; passages in = rows + rejects.
         rejects: passages without any, and those that the model could not be asked.
         refused: of the rejects, those that the model could not be asked.
+        unread: documents with an answer in which no rewrite can be read.
         dropped: answers that are no usable rewrite, each with its reason (`inputs.rewritten.REASONS`).
         counts: answers, cut_off and tokens as of any sampling; rewrites (usable ones); dropped/<reason>.
     """
@@ -39,6 +40,7 @@ class Rewritten:
     rows: list[CandidatesRow] = field(default_factory=list)
     rejects: list[RejectRow] = field(default_factory=list)
     refused: list[RejectRow] = field(default_factory=list)
+    unread: set[str] = field(default_factory=set)
     dropped: list[RejectRow] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
 
@@ -93,6 +95,8 @@ def rewrite_to_measure(
         for answer in answers:
             by_request.setdefault(answer.request["variant"], []).append(answer)
             found.counts["rewrites"] += answer.fault is None
+            if answer.text is None:
+                found.unread.add(answer.request["document"])
             if answer.fault is not None:
                 found.counts[f"faults/{answer.fault}"] += 1
         for same in by_request.values():

@@ -38,9 +38,10 @@ class PairBackend(Backend):
             if not isinstance(request, PairScoreRequest) or len(request.texts) != 2:
                 raise ValueError("a retriever answers pair_score of two texts and nothing else")
             pairs.append((request.texts[0], request.texts[1]))
-        return [Logits([score]) for score in self._scores(pairs)]
+        return [Logits([score]) for score in self.scores(pairs)]
 
-    def _scores(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+    def scores(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        """A score of each pair; each distinct text is read once."""
         if not self.likeness:
             return self.retriever.pair_scores(pairs)
         import numpy as np

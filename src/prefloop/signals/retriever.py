@@ -18,10 +18,11 @@ from typing import Any
 from prefloop.backends.base import Backend, Logits, PairScoreRequest, Result
 from prefloop.config import RetrieverSection, RetrieverSignalSection
 from prefloop.errors import PrefloopError, UsageError
+from prefloop.inputs.identity import collection_digest
 from prefloop.records import CandidatesRow, PartScores
-from prefloop.retrieve.corpus import Query, located, read_collection
+from prefloop.retrieve.corpus import Query, read_collection
 from prefloop.signals.base import Call, Rating
-from prefloop.store.fingerprint import Memo, file_digest, folder_digest
+from prefloop.store.fingerprint import Memo
 
 QUERY, SIMILARITY = "query/", "similarity"
 """Parts of a scored row: favours by one query (its id behind the slash), and cosines to the human text."""
@@ -242,17 +243,11 @@ def identity(section: RetrieverSignalSection, memo: Memo | None = None) -> dict[
     Raises:
         UsageError: there is no such collection of judgments.
     """
-
     from prefloop.retrieve.retriever import retriever_identity
 
-    place = located(section.judgments)
-    if not place.exists():
-        raise UsageError(
-            "there is no such collection of judgments", where=section.judgments, fix="give a BEIR folder or its zip"
-        )
     settings = section.model_dump(exclude={"retrievers", "similarity", "judgments"})
     return settings | {
-        "judgments": (folder_digest if place.is_dir() else file_digest)(place, memo),
+        "judgments": collection_digest(section.judgments, memo),
         "retrievers": [retriever_identity(retriever, memo) for retriever in section.retrievers],
         "similarity": None if section.similarity is None else retriever_identity(section.similarity, memo),
     }
