@@ -44,7 +44,8 @@ class PreferencesSection(Section):
 
     path: str = Field(
         description="JSONL, JSON, CSV or Parquet file, or `hub:ORG/NAME`, of pairs, of single good or bad answers, of "
-        "demonstrations, or of answers with written judgments (docs/cut.md); `.gz` behind JSONL or CSV is read too."
+        "demonstrations, or of answers with written judgments (docs/cut.md); `.gz` behind JSONL or CSV is read too. "
+        "Or LLaMA-Factory's `dataset_info.json`, which names a file and its columns."
     )
     format: Literal[
         "auto",
@@ -65,6 +66,9 @@ class PreferencesSection(Section):
         "critiques",
         "ultrafeedback",
     ] = Field("auto", description="What the columns mean (docs/inputs.md); auto goes by those of the first row.")
+    name: str | None = Field(
+        None, description="Which data set, where `path` is LLaMA-Factory's dataset_info.json with several."
+    )
     ignore_columns: list[str] | Literal["all"] = Field(
         default_factory=list, description="Columns known to be there and not to be read."
     )

@@ -9,6 +9,7 @@ from prefloop.config import PreferencesSection, PromptsSection
 from prefloop.config.rag import QuestionsSection
 from prefloop.errors import UsageError
 from prefloop.inputs import hub
+from prefloop.inputs.llamafactory import is_registry, read_entry
 from prefloop.inputs.readers import container_of, format_of
 from prefloop.retrieve.corpus import located
 from prefloop.store.fingerprint import Memo, code_digest, file_digest, folder_digest
@@ -36,6 +37,11 @@ def identity(
     prompts = isinstance(section, PromptsSection)
     if isinstance(section, PromptsSection) and section.format == "passages":
         return section.model_dump(exclude={"path"}) | {"content": collection_digest(section.path, memo)}
+    if isinstance(section, PreferencesSection) and is_registry(section.path):
+        entry = read_entry(section.path, section.name)
+        read = {"columns": dict(entry.columns), "speakers": dict(entry.speakers), "keys": [entry.role, entry.content]}
+        settings = section.model_dump(exclude={"path", "split", "name"})
+        return settings | read | {"layout": entry.layout, "content": file_digest(entry.file, memo)}
     container = format_of(section.path, section.format) if prompts else container_of(section.path)
     settings = section.model_dump(exclude={"path", "split"}) | {"container": container}
     if container == "sandbox":

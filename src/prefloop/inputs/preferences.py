@@ -7,7 +7,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from prefloop.config import PreferencesSection
@@ -15,6 +15,7 @@ from prefloop.errors import UsageError
 from prefloop.inputs import judgments
 from prefloop.inputs.columns import Columns
 from prefloop.inputs.layouts import LAYOUTS, NUMBERS, Answers, Layout, layout_of
+from prefloop.inputs.llamafactory import Entry, is_registry, read_entry
 from prefloop.inputs.messages import Fault, given_id, with_tools
 from prefloop.inputs.problems import Problem, ProblemLog, raw_json, reject_rows, stop
 from prefloop.inputs.prompts import TokenLimit
@@ -35,6 +36,7 @@ class PreferenceReader:
         tally: the votes that were counted, of a layout of votes; a record is a pair of answers then.
         verdicts: of a layout of judgments, how many rows are criticised, satisfactory, or satisfactory because they
             were praised or scored highly.
+        entry: the data set of LLaMA-Factory's registry that is read, where one is.
     """
 
     section: PreferencesSection
@@ -45,16 +47,26 @@ class PreferenceReader:
     columns: Columns = field(default_factory=lambda: Columns([]))
     tally: Tally | None = None
     verdicts: Counter[str] = field(default_factory=Counter)
+    entry: Entry | None = None
     _seen: dict[str, int] = field(default_factory=dict)
     _ids: dict[str, int] = field(default_factory=dict)
 
     def stream(self) -> Iterator[Record | Problem]:
-        """The records as the container gives them."""
+        """The records as the container gives them; of a registry's data set by the names that ours have."""
+        if is_registry(self.section.path):
+            self.entry = entry = read_entry(self.section.path, self.section.name)
+            file = str(entry.file)
+            for item in read_records(file, container_of(file), self.stats):
+                yield replace(item, value=entry.plain(item.value)) if isinstance(item, Record) else item
+            return
+        yield from self._plain_stream()
+
+    def _plain_stream(self) -> Iterator[Record | Problem]:
         container = container_of(self.section.path)
         if container == "sandbox":
             fix = "name a file; `sandbox:` sets are prompts, for prompts.path"
             raise UsageError("the sandbox has no preference data", where=self.section.path, fix=fix)
-        return read_records(self.section.path, container, self.stats, self.section.split)
+        yield from read_records(self.section.path, container, self.stats, self.section.split)
 
     def __iter__(self) -> Iterator[tuple[PreferenceRow | None, list[Problem]]]:
         return self.read(self.stream())
@@ -129,6 +141,10 @@ class PreferenceReader:
     def _layout(self, record: Record) -> Layout | None:
         declared = self.section.format
         layout = layout_of(record.value) if declared == "auto" else LAYOUTS[declared]
+        if self.entry is not None:
+            # What a registry does not name is its owner's business.
+            layout = LAYOUTS[self.entry.layout]
+            layout = replace(layout, leaves=tuple(set(record.value) - {*layout.reads, *layout.numbers, "id"}))
         if layout is not None:
             known = ["id", *dict.fromkeys((*layout.reads, *layout.numbers))]
             # A weight that is written wrongly would be no weight at all, and nobody would know.
