@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -263,3 +265,34 @@ def test_ranks_in_a_run_of_two_retrievers(run, tmp_path):
     assert all(rank == int(rank) and abs(rank) < 12 for rank in ranks)
     assert any(ranks)
     assert 0.0 in ranks, "a text that is not among the best 12 makes no difference"
+
+
+def test_the_shipped_recipe_has_the_published_settings_and_plans_without_torch(tmp_path):
+    found = load_recipe("llm-sbm", ["model=org/name"])
+    train = found.ways["weighted"].train
+    assert (train.lora.r, train.lora.alpha, train.lora.target_modules, train.lora.dropout) == (8, 16, "all-linear", 0)
+    assert (train.learning_rate, train.schedule, train.warmup_ratio, train.epochs) == (5e-6, "cosine", 0.1, 3)
+    assert (train.batch_size, train.max_length, train.objective.beta, train.objective.weight_alpha) == (
+        32,
+        2048,
+        0.1,
+        2,
+    )
+    assert {name: way.train.objective.type for name, way in found.ways.items()} == {
+        "weighted": "dpo",
+        "dpo": "dpo",
+        "sft": "sft",
+    }
+    assert found.ways["dpo"].train.objective.weight_alpha == 0
+    assert found.ways["sft"].pair.weight is None
+    write_collection(tmp_path / "cocktail" / "msmarco")
+    (tmp_path / "cocktail/msmarco/qrels/test.tsv").rename(tmp_path / "cocktail/msmarco/qrels/dev.tsv")
+    script = (
+        "import sys; sys.argv = ['prefloop', 'run', 'llm-sbm', 'model=sandbox', 'rate.retrievers=[bm25]', "
+        "'rate.similarity=null', 'pair.min_similarity=null', '--dry-run']\n"
+        "from prefloop.cli.commands import main\n"
+        "try: main()\nexcept SystemExit as end: code = end.code or 0\n"
+        "print(code, sorted({'torch', 'transformers', 'sentence_transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1] == "0 []", done.stdout + done.stderr

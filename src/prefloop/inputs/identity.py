@@ -64,7 +64,8 @@ def collection_digest(path: str, memo: Memo | None = None) -> str:
     """
     place = located(path)
     if not place.exists():
-        raise UsageError("there is no such collection", where=path, fix="give a BEIR folder, its zip, or a file")
+        fix = "give a folder of BEIR's layout, its zip, or a file of passages"
+        raise UsageError("there is no such collection", where=path, fix=fix)
     return (folder_digest if place.is_dir() else file_digest)(place, memo)
 
 
