@@ -12,7 +12,7 @@ from pathlib import Path
 
 from prefloop.sandbox import tasks
 from prefloop.sandbox.prompts import SIDES
-from prefloop.sandbox.world import ATTRIBUTES, make_world
+from prefloop.sandbox.world import ATTRIBUTES, make_world, words
 
 HEDGED = 0.5  # chance of a hedge in a sentence that states a fact
 ASIDES = (2, 2)
@@ -47,11 +47,23 @@ def collection(split: str, seed: int = 0) -> Collection:
             made.queries[f"{name}-{attribute}"] = tasks.question(rng, name, (attribute,))
             made.qrels[f"{name}-{attribute}"] = {}
         for number, attributes in enumerate(_spread(rng), start=1):
-            facts = tasks.human_passage(rng, name, tasks.truths(world, name, attributes), HEDGED, ASIDES)
-            made.passages[f"{name}-{number}"] = facts
+            made.passages[f"{name}-{number}"] = _passage(rng, name, tasks.truths(world, name, attributes))
             for attribute in attributes:
                 made.qrels[f"{name}-{attribute}"][f"{name}-{number}"] = 1
     return made
+
+
+def _passage(rng: random.Random, name: str, facts: dict[str, str]) -> str:
+    """A human passage that names its person at least once in any thirteen words.
+
+    So no passage shares thirteen words in a row with one about somebody else, which would count as leakage between
+    the sides (`pairs.splits`).
+    """
+    while True:
+        text = tasks.human_passage(rng, name, facts, HEDGED, ASIDES)
+        unnamed = [len(part.split(" ")) for part in " ".join(words(text)).split(f" {name} ")]
+        if max(unnamed) < 13:
+            return text
 
 
 def _spread(rng: random.Random) -> list[tuple[str, ...]]:

@@ -246,14 +246,19 @@ def human_passage(
     return " ".join(sentences)
 
 
-def embellished(rng: random.Random, text: str) -> str:
-    """The statement with an ornament before it, behind it, or both."""
+def embellished(
+    rng: random.Random,
+    text: str,
+    openings: tuple[str, ...] = phrases.EMBELLISHMENTS_BEFORE,
+    endings: tuple[str, ...] = phrases.EMBELLISHMENTS_AFTER,
+) -> str:
+    """The statement with an ornament before it (one of the openings), behind it (one of the endings), or both."""
     where = rng.choice(["before", "after", "both"])
     if where != "after":
         text = text.replace("The ", "the ", 1) if text.startswith("The ") else text
-        text = f"{rng.choice(phrases.EMBELLISHMENTS_BEFORE)} {text}"
+        text = f"{rng.choice(openings)} {text}"
     if where != "before":
-        text = f"{text[:-1]}, {rng.choice(phrases.EMBELLISHMENTS_AFTER)}."
+        text = f"{text[:-1]}, {rng.choice(endings)}."
     return text
 
 
