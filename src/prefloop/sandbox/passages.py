@@ -14,7 +14,7 @@ from prefloop.sandbox import tasks
 from prefloop.sandbox.prompts import SIDES
 from prefloop.sandbox.world import ATTRIBUTES, make_world, words
 
-HEDGED = 0.5  # chance of a hedge in a sentence that states a fact
+HEDGED = 0.7  # chance of a hedge in a sentence that states a fact
 ASIDES = (2, 2)
 SPLITS = tuple(f"passages/{side}" for side in SIDES)
 
