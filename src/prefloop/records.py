@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 if TYPE_CHECKING:
@@ -63,12 +63,31 @@ class Contrast(TypedDict):
     negative: str
 
 
+class Rewrite(TypedDict):
+    """What an answer that rewrites a passage was asked with; the passage is the prompt's last message.
+
+    Attributes:
+        document: id of the passage.
+        variant: id of the wording.
+        system: its system message, empty for none.
+        request: the user's message, with `{passage}` where the passage stands.
+        key: of the JSON object that the answer was to be; empty for plain text.
+    """
+
+    document: str
+    variant: str
+    system: str
+    request: str
+    key: str
+
+
 class Completion(TypedDict):
     """One answer to a prompt.
 
     `token_ids` are the sampler's own ids without the end-of-turn token (None for text from elsewhere);
     `finish_reason` is "stop" (the model ended its turn) or "length" (cut off). `contrast` is there where the answer
-    was sampled under a note.
+    was sampled under a note, `rewrite` where it is the rewrite of a passage: its text is then what was read out of the
+    answer.
     """
 
     id: str
@@ -77,6 +96,11 @@ class Completion(TypedDict):
     finish_reason: str
     sample_index: int
     contrast: NotRequired[Contrast]
+    rewrite: NotRequired[Rewrite]
+
+
+ASKED: dict[str, type] = {"contrast": Contrast, "rewrite": Rewrite}
+"""What an answer may say of how it was asked for. In Parquet null, or not there where no answer says it."""
 
 
 class CandidatesRow(TypedDict):
@@ -112,7 +136,7 @@ class ScoredRow(TypedDict):
     judgments: NotRequired[list[str | None]]
 
 
-OPTIONAL = {"scored": ("parts", "judgments")}
+OPTIONAL = {"scored": ("parts", "judgments"), "preference": ("document", "query")}
 """Columns that a row of a kind may be without; null in Parquet then."""
 
 
@@ -135,6 +159,9 @@ class PreferenceRow(TypedDict):
 
     `chosen_finish` and `rejected_finish` are the answers' finish reasons, null for text from elsewhere: an answer that
     was cut off ("length") is trained on without an end of turn, so that it does not teach to stop in mid-sentence.
+
+    `document` and `query` are there where the answers are rewrites of a passage that were compared for a query: a
+    split keeps pairs that share either on one side. `prompt_id` is then the passage's, whatever the prompt's wording.
     """
 
     id: str
@@ -154,6 +181,8 @@ class PreferenceRow(TypedDict):
     chosen_finish: str | None
     rejected_finish: str | None
     evidence: list[str]
+    document: NotRequired[str]
+    query: NotRequired[str]
 
 
 class JudgmentRow(TypedDict):
@@ -318,7 +347,7 @@ def completion_id(prompt: str, text: str, sample_index: int) -> str:
     return content_id("completion", prompt, text, sample_index)
 
 
-def arrow_schema(kind: str, *, tools: bool = False, contrast: bool = False) -> pa.Schema:
+def arrow_schema(kind: str, *, tools: bool = False, asked: Collection[str] = ()) -> pa.Schema:
     """The Parquet schema of a row kind.
 
     Args:
@@ -326,14 +355,13 @@ def arrow_schema(kind: str, *, tools: bool = False, contrast: bool = False) -> p
             augmented, contexts, ranking, reads or rejects.
         tools: messages have `EXTRAS`. Without, they have none, not even nulls: templates elsewhere ask whether a
             message has such a key, and take a null for one.
-        contrast: completions have a `contrast`, null in some.
+        asked: which of `ASKED` completions have, null in some.
     """
     import pyarrow as pa
 
     text, number = pa.string(), pa.float64()
     texts = pa.list_(text)
     messages = pa.list_(pa.struct([(name, text) for name in ("role", "content", *(EXTRAS if tools else ()))]))
-    note = pa.struct([(name, text) for name in Contrast.__annotations__])
     completions = pa.list_(
         pa.struct(
             [
@@ -342,7 +370,11 @@ def arrow_schema(kind: str, *, tools: bool = False, contrast: bool = False) -> p
                 ("token_ids", pa.list_(pa.int32())),
                 ("finish_reason", text),
                 ("sample_index", pa.int32()),
-                *([("contrast", note)] if contrast else []),
+                *(
+                    (name, pa.struct([(part, text) for part in shape.__annotations__]))
+                    for name, shape in ASKED.items()
+                    if name in asked
+                ),
             ]
         )
     )
@@ -385,6 +417,8 @@ def arrow_schema(kind: str, *, tools: bool = False, contrast: bool = False) -> p
             ("chosen_finish", text),
             ("rejected_finish", text),
             ("evidence", pa.list_(text)),
+            ("document", text),
+            ("query", text),
         ],
         "judgment": [
             ("id", text),

@@ -5,7 +5,14 @@ Unknown keys are errors. Field descriptions are the one place where a setting is
 """
 
 from prefloop.config.base import Section
-from prefloop.config.data import ContrastSection, PairSection, PreferencesSection, PromptsSection, SampleSection
+from prefloop.config.data import (
+    ContrastSection,
+    PairSection,
+    PreferencesSection,
+    PromptsSection,
+    RewriteSection,
+    SampleSection,
+)
 from prefloop.config.harness import HarnessSection
 from prefloop.config.load import (
     AnyRecipe,
@@ -49,10 +56,12 @@ from prefloop.config.signals import (
     HumanSignalSection,
     JudgeSignalSection,
     PairRmSignalSection,
+    RetrieverSignalSection,
     RewardModelSignalSection,
     SelfRewardSignalSection,
     SignalSection,
 )
+from prefloop.config.source_bias import SourceBiasSection
 from prefloop.config.training import COSMETIC, LaunchSection, LoraSection, MergeSection, TrainSection
 
 __all__ = [
@@ -89,7 +98,9 @@ __all__ = [
     "Recipe",
     "RerankSection",
     "RetrieverSection",
+    "RetrieverSignalSection",
     "RewardModelSignalSection",
+    "RewriteSection",
     "SampleSection",
     "Sampled",
     "Section",
@@ -97,6 +108,7 @@ __all__ = [
     "SftObjectiveSection",
     "SignalSection",
     "SimpoObjectiveSection",
+    "SourceBiasSection",
     "StopSection",
     "TrainSection",
     "Way",

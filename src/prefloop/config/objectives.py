@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -42,6 +42,14 @@ class DpoObjectiveSection(_PairedSection):
         "nats",
         description="nats: margins as they are; mad: divided by their median absolute deviation over all rows, so "
         "that clip and weight mean the same for long and for short answers.",
+    )
+    weight_alpha: float | None = Field(
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="Rows count by their weight to this power (LLM-SBM: 2; 0 is plain DPO). Weights must then lie "
+        "above 0 and reach 1 at most; validation and the likelihood term are not weighted. Without it weights are "
+        "taken as they are, everywhere.",
     )
 
     @model_validator(mode="after")
@@ -99,6 +107,16 @@ class KtoObjectiveSection(Section):
     beta: Beta = 0.1
     desirable_weight: float = Field(1.0, gt=0, description="Of the answers that are good.")
     undesirable_weight: float = Field(1.0, gt=0, description="Of the answers that are bad.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_pairs(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("weight_alpha") is not None:
+            raise ValueError(
+                "weight_alpha: a pair's weight says how far its two answers are apart, and kto learns from each "
+                "answer by itself; take it out, or set type to dpo"
+            )
+        return data
 
 
 class ListObjectiveSection(Section):

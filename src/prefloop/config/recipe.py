@@ -12,7 +12,13 @@ from prefloop.config.data import PairSection, PreferencesSection, PromptsSection
 from prefloop.config.harness import HarnessSection
 from prefloop.config.models import ModelSection
 from prefloop.config.objectives import CutObjectiveSection, KtoObjectiveSection, SftObjectiveSection
-from prefloop.config.signals import CriticSignalSection, SelfRewardSignalSection, SignalSection
+from prefloop.config.signals import (
+    CriticSignalSection,
+    RetrieverSignalSection,
+    SelfRewardSignalSection,
+    SignalSection,
+)
+from prefloop.config.source_bias import SourceBiasSection
 from prefloop.config.training import MergeSection, TrainSection
 
 
@@ -65,6 +71,9 @@ class EvaluateSection(Section):
     harness: HarnessSection | None = Field(
         None, description="Ability by lm-eval, base against aligned; without it none is measured."
     )
+    source_bias: SourceBiasSection | None = Field(
+        None, description="Source bias of rewrites, base against aligned; without it none is measured."
+    )
     bootstrap: int = Field(10_000, ge=100, description="Resamples of the prompts for each 95 % interval.")
     side_by_side: int = Field(20, ge=0, description="Answers of both models shown in the report.")
 
@@ -76,7 +85,7 @@ class EvaluateSection(Section):
     @model_validator(mode="after")
     def _groups(self) -> EvaluateSection:
         names = {"win_rate", "lengths", "not_measured", "harness", "perplexity", "judgments", "rouge"}
-        if taken := names & set(self.checkers):
+        if taken := (names | {"source_bias", "source_texts"}) & set(self.checkers):
             raise ValueError(f"a group of checkers cannot be called {taken.pop()}: that name is taken")
         return self
 
@@ -230,7 +239,8 @@ class Recipe(Section):
                         f"pair.min_agree is {way.pair.min_agree} and there are {len(panel)} judges: set rate.panel to "
                         "as many models, or take it out"
                     )
-            if self.sample is not None and self.sample.answers < 2 and not all(w.judged for w in self.ways.values()):
+            several = self.sample is None or self.sample.rewrite is not None or self.sample.answers > 1
+            if not several and not all(w.judged for w in self.ways.values()):
                 raise ValueError("sample.n is 1: a pair needs two answers to a prompt; set sample.n=2 or more")
             if self.sample is not None and self.sample.temperature == 0 and self.sample.n > 1:
                 raise ValueError("sample.temperature is 0: all answers to a prompt would be the same; set it above 0")
@@ -286,6 +296,49 @@ class Recipe(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _rewriting(self) -> Recipe:
+        """Passages, rewrites, the retriever's scores and pairs around the human text need one another."""
+        rewrites = self.sample is not None and self.sample.rewrite is not None
+        passages = self.prompts is not None and self.prompts.format == "passages"
+        if rewrites and not passages:
+            raise ValueError("sample.rewrite rewrites passages: set prompts.format=passages")
+        if passages and not rewrites:
+            raise ValueError("prompts.format is passages, and nothing is to be done with them: set sample.rewrite={}")
+        for way in self.ways.values():
+            retrieved = isinstance(way.rate, RetrieverSignalSection)
+            if retrieved and not rewrites:
+                raise ValueError("rate retriever compares rewrites with their passages: set sample.rewrite={}")
+            if way.pair is None:
+                continue
+            straddling = way.pair.strategy == "straddle"
+            if straddling and not retrieved:
+                raise ValueError("pair.strategy is straddle, and it goes by a retriever: set rate.type=retriever")
+            if way.pair.weight is not None and not straddling:
+                raise ValueError(
+                    "pair.weight: a score's gap is a pair's weight with strategy straddle alone; take it out"
+                )
+            if straddling and way.pair.min_similarity is not None and way.rate.similarity is None:  # type: ignore[union-attr]
+                raise ValueError("pair.min_similarity needs rate.similarity: set it, or set pair.min_similarity=null")
+            alpha = getattr(way.train.objective, "weight_alpha", None)
+            if alpha and way.pair.weight is None:
+                raise ValueError(
+                    "train.objective.weight_alpha is set, and the pairs have no weights: set pair.weight=gap"
+                )
+        bias = self.evaluate.source_bias
+        if bias is not None:
+            if not rewrites:
+                raise ValueError("evaluate.source_bias measures rewrites: set sample.rewrite={}, or take it out")
+            rated = any(isinstance(way.rate, RetrieverSignalSection) for way in self.ways.values())
+            if missing := [name for name in ("judgments", "retrievers") if getattr(bias, name) is None and not rated]:
+                raise ValueError(f"evaluate.source_bias: nothing says which {missing[0]}; set them")
+        given = self.evaluate.prompts
+        if rewrites and given is not None and given.format != "passages":
+            raise ValueError(
+                "evaluate.prompts: rewrites are measured on passages; set evaluate.prompts.format=passages"
+            )
+        return self
+
     @property
     def sampled(self) -> Sampled:
         """How answers are sampled, of a recipe that does so and has no preferences."""
@@ -298,6 +351,18 @@ class Recipe(Section):
             assert self.first is not None
             return self.first.preferences, self.first.train
         return self.preferences, self.ways[branch].train
+
+    @property
+    def source_bias(self) -> SourceBiasSection | None:
+        """How source bias is measured, with what the section leaves to the first rating by a retriever."""
+        section = self.evaluate.source_bias
+        rated = [way.rate for way in self.ways.values() if isinstance(way.rate, RetrieverSignalSection)]
+        if section is None or not rated:
+            return section
+        names = ("judgments", "split", "retrievers", "similarity")
+        return section.model_copy(
+            update={name: getattr(rated[0], name) for name in names if getattr(section, name) is None}
+        )
 
     @property
     def ways(self) -> dict[str, Way]:

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from prefloop.config.base import Section, path_shorthand
 from prefloop.config.models import ModelSection
+from prefloop.config.retrieval import RetrieverSection
 
 
 class _SignalSection(Section):
@@ -265,6 +266,51 @@ class CriticSignalSection(OneModelSection):
         return {} if self.callable is not None else super().models
 
 
+class RetrieverSignalSection(_SignalSection):
+    """By how much retrievers put a rewrite above the human text, for the queries that it is relevant to (LLM-SBM)."""
+
+    type: Literal["retriever"]
+    retrievers: tuple[RetrieverSection, ...] = Field(
+        min_length=1,
+        description="Encoders, cross-encoders or `bm25`; the scores of several are z-normalised and averaged.",
+    )
+    judgments: str = Field(
+        description="BEIR folder or its zip with queries and judgments, joined with the passages by their ids."
+    )
+    split: str = Field("test", description="Which judgments: `qrels/<split>.tsv`.")
+    min_grade: int = Field(1, description="Least grade of a judgment that counts; 0 takes all, as published.")
+    similarity: RetrieverSection | None = Field(
+        RetrieverSection(path="BAAI/bge-base-en-v1.5"),
+        description="Encoder of the semantic filter: cosine of a rewrite to the human text (pair.min_similarity); "
+        "null: none.",
+    )
+    by: Literal["score", "rank"] = Field("score", description="rank: places in the run of `top_k` in place of scores.")
+    top_k: int | None = Field(
+        None,
+        gt=0,
+        description="Compare inside the best so many of a run over human texts and one wording's rewrites, as "
+        "published (100); a text that is not among them makes the difference 0. Without it pairs are scored directly.",
+    )
+
+    @field_validator("retrievers", mode="before")
+    @classmethod
+    def _one_retriever(cls, given: Any) -> Any:
+        return (given,) if isinstance(given, str | dict) else given
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        if self.by == "rank" and self.top_k is None:
+            raise ValueError("by rank needs a run: set top_k, for example top_k=100")
+        if self.similarity is not None and (self.similarity.path == "bm25" or self.similarity.kind == "cross_encoder"):
+            raise ValueError("similarity is the cosine of two passages: name an encoder")
+        return self
+
+    @property
+    def names(self) -> list[str]:
+        """The signal's names for its retrievers."""
+        return [f"retriever{number}" for number in range(1, len(self.retrievers) + 1)]
+
+
 class HumanSignalSection(_SignalSection):
     """Votes and ratings of people on these very answers, from a file (docs/human.md)."""
 
@@ -278,6 +324,7 @@ SignalSection = Annotated[
     | HumanSignalSection
     | JudgeSignalSection
     | PairRmSignalSection
+    | RetrieverSignalSection
     | RewardModelSignalSection
     | SelfRewardSignalSection,
     Field(discriminator="type"),

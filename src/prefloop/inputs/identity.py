@@ -9,7 +9,9 @@ from prefloop.config import PreferencesSection, PromptsSection
 from prefloop.config.rag import QuestionsSection
 from prefloop.errors import UsageError
 from prefloop.inputs import hub
+from prefloop.inputs.llamafactory import is_registry, read_entry
 from prefloop.inputs.readers import container_of, format_of
+from prefloop.retrieve.corpus import located
 from prefloop.store.fingerprint import Memo, code_digest, file_digest, folder_digest
 
 _HOLDS = {PromptsSection: "prompts", PreferencesSection: "preferences", QuestionsSection: "questions"}
@@ -33,6 +35,13 @@ def identity(
         UsageError: there is no such file or folder, or its name does not say the format.
     """
     prompts = isinstance(section, PromptsSection)
+    if isinstance(section, PromptsSection) and section.format == "passages":
+        return section.model_dump(exclude={"path"}) | {"content": collection_digest(section.path, memo)}
+    if isinstance(section, PreferencesSection) and is_registry(section.path):
+        entry = read_entry(section.path, section.name)
+        read = {"columns": dict(entry.columns), "speakers": dict(entry.speakers), "keys": [entry.role, entry.content]}
+        settings = section.model_dump(exclude={"path", "split", "name"})
+        return settings | read | {"layout": entry.layout, "content": file_digest(entry.file, memo)}
     container = format_of(section.path, section.format) if prompts else container_of(section.path)
     settings = section.model_dump(exclude={"path", "split"}) | {"container": container}
     if container == "sandbox":
@@ -45,6 +54,19 @@ def identity(
         what = "is a folder, not a file" if path.is_dir() else "there is no such file"
         raise UsageError(what, where=section.path, fix=f"name a file of {_HOLDS[type(section)]}")
     return settings | {"content": file_digest(path, memo)}
+
+
+def collection_digest(path: str, memo: Memo | None = None) -> str:
+    """What identifies passages, queries and judgments by their content.
+
+    Raises:
+        UsageError: there is no such collection.
+    """
+    place = located(path)
+    if not place.exists():
+        fix = "give a folder of BEIR's layout, its zip, or a file of passages"
+        raise UsageError("there is no such collection", where=path, fix=fix)
+    return (folder_digest if place.is_dir() else file_digest)(place, memo)
 
 
 def _hub_content(name: str, memo: Memo | None) -> str:

@@ -7,7 +7,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from prefloop.config import PreferencesSection
@@ -15,6 +15,7 @@ from prefloop.errors import UsageError
 from prefloop.inputs import judgments
 from prefloop.inputs.columns import Columns
 from prefloop.inputs.layouts import LAYOUTS, NUMBERS, Answers, Layout, layout_of
+from prefloop.inputs.llamafactory import Entry, is_registry, read_entry
 from prefloop.inputs.messages import Fault, given_id, with_tools
 from prefloop.inputs.problems import Problem, ProblemLog, raw_json, reject_rows, stop
 from prefloop.inputs.prompts import TokenLimit
@@ -36,6 +37,7 @@ class PreferenceReader:
         criticism: makes a demonstration of judging of a written judgment; None where answers are learned.
         verdicts: of a layout of judgments, how many rows are criticised, satisfactory, or satisfactory because they
             were praised or scored highly.
+        entry: the data set of LLaMA-Factory's registry that is read, where one is.
     """
 
     section: PreferencesSection
@@ -47,6 +49,7 @@ class PreferenceReader:
     tally: Tally | None = None
     verdicts: Counter[str] = field(default_factory=Counter)
     criticism: Callable[[judgments.Judged], Answers] | None = None
+    entry: Entry | None = None
     _seen: dict[str, int] = field(default_factory=dict)
     _ids: dict[str, int] = field(default_factory=dict)
 
@@ -66,12 +69,21 @@ class PreferenceReader:
         return "preference" if self.layout.judged is None or self.criticism is not None else "judgment"
 
     def stream(self) -> Iterator[Record | Problem]:
-        """The records as the container gives them."""
+        """The records as the container gives them; of a registry's data set by the names that ours have."""
+        if is_registry(self.section.path):
+            self.entry = entry = read_entry(self.section.path, self.section.name)
+            file = str(entry.file)
+            for item in read_records(file, container_of(file), self.stats):
+                yield replace(item, value=entry.plain(item.value)) if isinstance(item, Record) else item
+            return
+        yield from self._plain_stream()
+
+    def _plain_stream(self) -> Iterator[Record | Problem]:
         container = container_of(self.section.path)
         if container == "sandbox":
             fix = "name a file; `sandbox:` sets are prompts, for prompts.path"
             raise UsageError("the sandbox has no preference data", where=self.section.path, fix=fix)
-        return read_records(self.section.path, container, self.stats, self.section.split)
+        yield from read_records(self.section.path, container, self.stats, self.section.split)
 
     def __iter__(self) -> Iterator[tuple[PreferenceRow | None, list[Problem]]]:
         return self.read(self.stream())
@@ -150,6 +162,10 @@ class PreferenceReader:
     def _layout(self, record: Record) -> Layout | None:
         declared = self.section.format
         layout = layout_of(record.value) if declared == "auto" else LAYOUTS[declared]
+        if self.entry is not None:
+            # What a registry does not name is its owner's business.
+            layout = LAYOUTS[self.entry.layout]
+            layout = replace(layout, leaves=tuple(set(record.value) - {*layout.reads, *layout.numbers, "id"}))
         if layout is not None:
             known = ["id", *dict.fromkeys((*layout.reads, *layout.numbers))]
             # A weight that is written wrongly would be no weight at all, and nobody would know.
@@ -292,7 +308,7 @@ def _row(
     for index, side in enumerate((answers.chosen, answers.rejected)):
         ids[index] = "" if side is None else completion_id(prompt, message_text(side[0]), 0)
     chosen_id, rejected_id = facts.get("chosen_id") or ids[0], facts.get("rejected_id") or ids[1]
-    return {
+    row: PreferenceRow = {
         "id": own_id or content_id("pair", prompt, chosen_id, rejected_id),
         "prompt_id": prompt,
         "prompt": answers.prompt,
@@ -311,9 +327,13 @@ def _row(
         "rejected_finish": facts.get("rejected_finish"),
         "evidence": facts.get("evidence") or [],
     }
+    for name in ("document", "query"):
+        if facts.get(name):
+            row[name] = facts[name]  # type: ignore[literal-required]
+    return row
 
 
-_TEXTS = ("source", "strategy", "chosen_id", "rejected_id", "completion_id")
+_TEXTS = ("source", "strategy", "chosen_id", "rejected_id", "completion_id", "document", "query")
 _FINISHES = ("chosen_finish", "rejected_finish", "finish")
 
 

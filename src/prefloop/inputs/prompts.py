@@ -63,6 +63,8 @@ def read_prompts(
     Raises:
         UsageError: bad rows where `on_bad_row` is `stop`, or a file that cannot be read at all.
     """
+    if section.format == "passages":
+        return passage_prompts(section)
     if format_of(section.path, section.format) == "sandbox":
         return sandbox_prompts(section, seed), []
     reader = PromptReader(section, max_prompt_tokens)
@@ -103,6 +105,52 @@ def sandbox_prompts(section: PromptsSection, seed: int) -> list[PromptRow]:
         messages = with_system([{"role": m["role"], "content": m["content"]} for m in bare], section.system)
         rows.append({"id": prompt_id(messages), "prompt": messages, "source_id": None})
     return rows
+
+
+def passage_prompts(section: PromptsSection) -> tuple[list[PromptRow], list[RejectRow]]:
+    """The texts of a collection, one prompt each, in the order of its file; `source_id` is the document's id.
+
+    Titles are left out, as a retriever is to read what was rewritten. An empty text is a bad row, one that an earlier
+    document has goes to the rejects; documents outside of `judged` are not read at all.
+    """
+    from prefloop.retrieve.corpus import read_collection
+
+    judged = section.judged
+    collection = read_collection(section.path, judged or "test", [section.source], judged=judged is not None)
+    passages = collection.passages[section.source]
+    if judged is not None:
+        wanted = {name for grades in collection.qrels.values() for name, grade in grades.items() if grade > 0}
+        passages = [passage for passage in passages if passage.id in wanted]
+    rows: list[PromptRow] = []
+    log = ProblemLog(keep=None, uncapped=("fatal", "duplicate"))
+    seen: dict[str, str] = {}
+    for number, passage in enumerate(passages, 1):
+        place = (section.path, number, "text")
+        raw = raw_json(passage._asdict())
+        messages = with_system([{"role": "user", "content": passage.text}], section.system)
+        name = prompt_id(messages)
+        words = len(passage.text.split())
+        if not passage.text.strip():
+            reason, fix = f"the text of {passage.id} is empty", "take the passage out"
+            log.add(Problem("missing_field", *place, reason, fix, "passage", raw=raw))
+        elif section.max_words is not None and words > section.max_words:
+            reason = f"{words:,} words, more than the {section.max_words:,} of max_words"
+            fix = "raise prompts.max_words"
+            log.add(Problem("too_long", *place, reason, fix, "passage", level="duplicate", raw=raw))
+        elif name in seen:
+            reason = f"the same text as {seen[name]}"
+            log.add(Problem("duplicate_prompt", *place, reason, "keep one", "passage", level="duplicate", raw=raw))
+        else:
+            seen[name] = passage.id
+            rows.append({"id": name, "prompt": messages, "source_id": passage.id})
+            if section.limit is not None and len(rows) == section.limit:
+                break
+    if log.by_level["error"] and section.on_bad_row == "stop":
+        raise stop(log, section.path)
+    if not rows:
+        what = "no passage can be used" if passages else f"no passage is judged relevant by qrels/{judged}.tsv"
+        raise UsageError(what, where=section.path, fix="look at its corpus and judgments")
+    return rows, reject_rows(log.kept)
 
 
 def with_system(messages: list[Message], system: str | None) -> list[Message]:

@@ -15,6 +15,7 @@ from prefloop.inputs.candidates import CANDIDATES_COLUMNS, candidates_faults
 from prefloop.inputs.columns import Columns
 from prefloop.inputs.judgments import SILENT, verdicts_line
 from prefloop.inputs.layouts import LAYOUTS, layout_of
+from prefloop.inputs.llamafactory import is_registry
 from prefloop.inputs.preferences import PreferenceReader
 from prefloop.inputs.problems import Problem, ProblemLog, raw_json
 from prefloop.inputs.prompts import PromptReader, TokenLimit
@@ -165,7 +166,8 @@ def validate_file(
         return _questions(str(path), file_format, list(ignore_columns), split, keep)
     if kind == "rankings":
         return _rankings(str(path), candidates, keep)
-    of_prompts = get_args(PromptsSection.model_fields["format"].annotation)
+    # Passages are a collection of several files, which a run reads whole and checks before anything else.
+    of_prompts = tuple(f for f in get_args(PromptsSection.model_fields["format"].annotation) if f != "passages")
     if file_format not in (*of_prompts, *LAYOUTS):
         known = ", ".join(dict.fromkeys((*of_prompts, *LAYOUTS)))
         raise UsageError(f"unknown format {file_format!r}", where="--format", fix=f"use one of: {known}")
@@ -180,14 +182,20 @@ def validate_file(
     preferences = PreferencesSection.model_validate(common | {"format": layout})
     if prompts.path.startswith("sandbox:"):
         raise UsageError("the sandbox's prompts are made, not read", where=prompts.path, fix="name a file")
-    if kind == "preferences" and file_format in ("auto", *LAYOUTS):
+    pairs = PreferenceReader(preferences, max_prompt_tokens)
+    if is_registry(prompts.path):
+        kind, container = "preferences", "json"
+    elif kind == "preferences" and file_format in ("auto", *LAYOUTS):
         container = container_of(prompts.path)
     else:
         container = format_of(prompts.path, prompts.format)
     if model is not None:
         max_prompt_tokens = token_limit(model)
-    stats = Stats()
-    stream: Stream = read_records(prompts.path, container, stats, prompts.split)
+        pairs.max_prompt_tokens = max_prompt_tokens
+    stats = pairs.stats
+    stream: Stream = (
+        pairs.stream() if is_registry(prompts.path) else read_records(prompts.path, container, stats, prompts.split)
+    )
     if kind == "auto":
         kind, stream = _kind(stream, column)
     if kind == "rankings":
@@ -196,7 +204,6 @@ def validate_file(
         raise UsageError("these are no rankings, and only those have candidates", where=str(path), fix="take it out")
     log = ProblemLog(keep)
     if kind == "preferences":
-        pairs = PreferenceReader(preferences, max_prompt_tokens)
         valid = _log_all(pairs.read(stream), log)
         _log_all([(None, pairs.unknown_columns())], log)
         found = pairs.layout.name if pairs.layout else None

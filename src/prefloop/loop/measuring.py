@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefloop.config import ModelSection
+from prefloop.config import ModelSection, RetrieverSection, SourceBiasSection
 from prefloop.errors import PrefloopError
 from prefloop.loop.reading import rows_of
+from prefloop.loop.rewriting import Rewritten, rewrite_to_measure
 from prefloop.loop.rounds import chosen
 from prefloop.loop.sampling import sample
-from prefloop.records import CandidatesRow, RejectRow, message_text
+from prefloop.records import CandidatesRow, PromptRow, RejectRow, message_text
 from prefloop.store import atomic
 from prefloop.store.stagedir import StageDir
 
@@ -42,9 +44,14 @@ def run_evaluate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str)
     bench.progress.total((1 + len(models)) * each, "answers")
     answers: dict[str, list[CandidatesRow]] = {}
     rejects: dict[str, RejectRow] = {}
+    rewrites: dict[str, Rewritten] = {}
     for number, (name, model) in enumerate({"": bench.loop.base, **models}.items()):
         bench.on_batch = lambda asked, number=number: bench.progress.at(number * each + asked)  # type: ignore[misc]
-        answers[name], refused, _ = sample(bench.backend(model), prompts, section, recipe.seed, stage.name)
+        if section.rewrite is None:
+            answers[name], refused, _ = sample(bench.backend(model), prompts, section, recipe.seed, stage.name)
+        else:
+            written = rewrite_to_measure(bench.backend(model), prompts, section, recipe.seed, stage.name)
+            answers[name], refused, rewrites[name] = written.rows, written.rejects, written
         rejects |= {r["id"]: r for r in refused}
     bench.on_batch = lambda asked: None
 
@@ -54,6 +61,10 @@ def run_evaluate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str)
 
     # A prompt that one of the models could not take is compared for none.
     kept = {name: [r for r in rows if r["id"] not in rejects] for name, rows in answers.items()}
+    if rewrites:
+        # Its rows are known by the requests, and the rejects by the passages.
+        asked_all = set.intersection(*({row["id"] for row in rows} for rows in kept.values()))
+        kept = {name: [row for row in rows if row["id"] in asked_all] for name, rows in kept.items()}
     base = kept.pop("")
     if not base:
         reason = next(iter(rejects.values()))["reason"]
@@ -85,6 +96,8 @@ def run_evaluate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str)
         measured.summary.setdefault("winner", next(iter(kept)))
     _score_judged(bench, models, base, comparers, measured)
     _note_self_preference(bench, stage, measured)
+    if recipe.source_bias is not None:
+        _measure_source_bias(bench, recipe.source_bias, prompts, rewrites, measured)
     winner = measured.comparisons[measured.summary.get("winner") or next(iter(kept))]
     for comparisons in measured.comparisons.values():
         for signal, comparison in zip(sections, comparisons.values(), strict=False):
@@ -141,6 +154,74 @@ def _score_judged(
         measured.summary.get("branches", {}).get(name, {})["judgments"] = found
         if name == measured.summary.get("winner", name):
             measured.summary["judgments"] = found
+
+
+def _measure_source_bias(
+    bench: Bench,
+    section: SourceBiasSection,
+    prompts: list[PromptRow],
+    rewrites: Mapping[str, Rewritten],
+    measured: Measured,
+) -> None:
+    """Whether retrievers prefer the aligned model's rewrites less than the base's; into the summary."""
+    from prefloop.evaluate.source_task import Settings
+    from prefloop.evaluate.writers import BASE, least_biased, lines, measure_writers
+    from prefloop.retrieve.corpus import read_collection
+    from prefloop.retrieve.pairs import open_pairs
+    from prefloop.retrieve.retriever import open_retriever
+
+    recipe = bench.recipe
+    collection = read_collection(str(section.judgments), section.split or "test", [], judged=True)
+    unread = set().union(*(found.unread for found in rewrites.values())) if section.unread == "drop" else set()
+    human = {str(r["source_id"]): r["prompt"][-1]["content"] for r in prompts if r["source_id"] not in unread}
+    texts = {
+        name or BASE: {c["rewrite"]["document"]: c["text"] for row in found.rows for c in row["completions"][:1]}
+        for name, found in rewrites.items()
+        if not name.endswith(UNMERGED)
+    }
+    bench.release()  # retrievers take the memory that writers had
+
+    def stepped(label: str, done: int, total: int) -> None:
+        bench.progress.total(total, "searches")
+        bench.progress.at(done)
+
+    opened = {label(retriever): open_retriever(retriever, bench.cache) for retriever in section.retrievers or ()}
+    near = None if section.similarity is None else open_pairs(section.similarity, bench.cache, likeness=True)
+    try:
+        bias, said = measure_writers(
+            human,
+            texts,
+            collection.queries,
+            collection.qrels,
+            opened,
+            Settings(no_hit=section.no_hit, ties="neutral", resamples=recipe.evaluate.bootstrap, seed=recipe.seed),
+            similarity=None if near is None else near.scores,
+            on_step=stepped,
+        )
+    finally:
+        for retriever in opened.values():
+            retriever.close()
+        if near is not None:
+            near.close()
+    for name, found in rewrites.items():
+        if (name or BASE) in said:
+            faults = {k.removeprefix("faults/"): int(n) for k, n in found.counts.items() if k.startswith("faults/")}
+            said[name or BASE] |= {"faults": faults, "unread": len(found.unread), "unread_policy": section.unread}
+    summary = measured.summary
+    if "branches" in summary and "win_rate" not in summary:
+        best = least_biased(bias, list(summary["branches"]))
+        kept: dict[str, Any] = {
+            name: summary[name] for name in ("branches", "differences", "unmerged") if name in summary
+        }
+        summary = {**summary["branches"][best], "winner": best, **kept}
+    measured.summary = {**summary, "source_bias": bias, "source_texts": said}
+    for line in lines(bias, said):
+        bench.progress.note(line)
+
+
+def label(retriever: RetrieverSection) -> str:
+    """A retriever's name in results: of a folder its last part, as its place is this machine's business."""
+    return Path(retriever.path).name if Path(retriever.path).is_dir() else retriever.name
 
 
 def _note_self_preference(bench: Bench, stage: Stage, measured: Measured) -> None:

@@ -14,8 +14,10 @@ from prefloop.config import (
     JudgeSignalSection,
     ModelSection,
     Recipe,
+    RetrieverSignalSection,
     SampleSection,
     SelfRewardSignalSection,
+    SourceBiasSection,
     Way,
 )
 from prefloop.engine.load import resolve_model_path
@@ -30,7 +32,7 @@ BOXES = ("backends", "engine")
 TRAINED_BY = ("train", "engine", "pairs/splits.py", "loop/bench.py")
 MERGED_BY = ("train/adapters.py", "train/run.py", "engine")
 _MEASURING = ("loop/sampling.py", "loop/measuring.py", "loop/bench.py")
-MEASURED_BY = (
+MEASURED_BY: tuple[str, ...] = (
     "evaluate",
     "train/judged.py",
     "pairs/judgments.py",
@@ -40,6 +42,9 @@ MEASURED_BY = (
     *_MEASURING,
     *BOXES,
 )
+
+REWRITING = ("inputs/rewriting.py", "inputs/rewritten.py", "loop/rewriting.py", "evaluate/refusals.py")
+"""What asks for rewrites and reads them."""
 
 
 @dataclass(frozen=True)
@@ -155,8 +160,11 @@ class _Planner:
             who = policy if section.model is None else _model_settings(section.model, self.cache)
             sampling = {"sample": section.model_dump(exclude={"model"}), "model": who, "seed": seed}
             sampling |= {"notes": _notes(section)} if section.contrast is not None else {}
+            sampling |= {"wordings": _wordings(section)} if section.rewrite is not None else {}
             chunk = {"round": r, "rounds": recipe.rounds}
-            sampled_by = (*BOXES, "pairs/splits.py", "loop/sampling.py", "signals/attribute.py")
+            sampled_by: tuple[str, ...] = (*BOXES, "pairs/splits.py", "loop/sampling.py", "signals/attribute.py")
+            if section.rewrite is not None:
+                sampled_by = (*sampled_by, *REWRITING)
             self._add("sample", r, "", sampling | chunk, ("prompts", *before), *sampled_by)
         merged = []
         for branch, way in recipe.ways.items():
@@ -171,7 +179,10 @@ class _Planner:
             settings = {"merge": recipe.merge.model_dump(), "place": self._place(), "model": policy}
             merged.append(self._add("merge", r, branch, settings, (train, *before), *MERGED_BY))
         inputs = ("heldout", *merged, *self.begin)
-        self._add("evaluate", r, "", self._measurement(), inputs, *MEASURED_BY)
+        boxes = MEASURED_BY
+        if recipe.sample is not None and recipe.sample.rewrite is not None:
+            boxes += (*REWRITING, "retrieve")
+        self._add("evaluate", r, "", self._measurement(), inputs, *boxes)
         if recipe.evaluate.harness is not None:
             settings = {"harness": self._harness(recipe.evaluate.harness), "base": self.base, "seed": seed}
             settings["bootstrap"] = recipe.evaluate.bootstrap
@@ -186,7 +197,11 @@ class _Planner:
             inputs += before
         elif None in way.rate.models.values():
             inputs += self.begin
-        rate = self._add("rate", r, branch, rating, inputs, "signals", "inputs", "loop/bench.py", *BOXES)
+        rated_by: tuple[str, ...] = ("signals", "inputs", "loop/bench.py", *BOXES)
+        if isinstance(way.rate, RetrieverSignalSection):
+            inputs += ("heldout",)  # queries that are measured on are not asked
+            rated_by += ("retrieve",)
+        rate = self._add("rate", r, branch, rating, inputs, *rated_by)
         if way.judged:
             return self._add("judgments", r, branch, {}, (rate,), "pairs")
         settings = {"pair": way.pair.model_dump(), "seed": self.recipe.seed}
@@ -197,6 +212,19 @@ class _Planner:
 
         return identity(section, self.cache)
 
+    def _source_bias(self, section: SourceBiasSection) -> dict[str, Any]:
+        from prefloop.inputs.identity import collection_digest
+        from prefloop.retrieve.retriever import retriever_identity
+
+        return {
+            "judgments": collection_digest(str(section.judgments), self.cache),
+            "split": section.split,
+            "retrievers": [retriever_identity(one, self.cache) for one in section.retrievers or ()],
+            "similarity": section.similarity and retriever_identity(section.similarity, self.cache),
+            "no_hit": section.no_hit,
+            "unread": section.unread,
+        }
+
     def _place(self) -> str:
         return "stage" if selects(self.recipe) else "model"
 
@@ -204,14 +232,18 @@ class _Planner:
         from prefloop.signals.build import identity
 
         models = {n: self.base if m is None else _model_settings(m, self.cache) for n, m in section.models.items()}
-        return {"signal": identity(section, self.recipe.seed), "models": models}
+        return {"signal": identity(section, self.recipe.seed, self.cache), "models": models}
 
     def _measurement(self) -> dict[str, Any]:
         from prefloop.signals.build import function_identity
 
         recipe = self.recipe
-        return {
-            "sample": evaluation_sample(recipe).model_dump(exclude={"model"}),
+        sampled = evaluation_sample(recipe)
+        rewriting = {} if sampled.rewrite is None else {"wordings": _wordings(sampled)}
+        if (bias := recipe.source_bias) is not None:
+            rewriting["source_bias"] = self._source_bias(bias)
+        return rewriting | {
+            "sample": sampled.model_dump(exclude={"model"}),
             "judges": [self._signal(section) for section in evaluation_signals(recipe)],
             "checkers": {
                 group: {
@@ -237,7 +269,12 @@ def selects(recipe: Recipe) -> bool:
 def evaluation_sample(recipe: Recipe) -> SampleSection:
     """Decoding of the evaluation: its own section, or the sample section's with one answer a prompt."""
     plain = {"n": 1, "model": None, "contrast": None}
-    return recipe.evaluate.sample or (recipe.sample or SampleSection()).model_copy(update=plain)
+    section = recipe.evaluate.sample or (recipe.sample or SampleSection()).model_copy(update=plain)
+    rewrite = section.rewrite or (recipe.sample and recipe.sample.rewrite)
+    if rewrite is None:
+        return section
+    # One rewrite of each passage: a corpus holds one version of it by each model.
+    return section.model_copy(update={"rewrite": rewrite.model_copy(update={"assign": "turn"})})
 
 
 def evaluation_signals(recipe: Recipe) -> list[Any]:
@@ -260,6 +297,8 @@ def _comparing(rate: Any, sample: SampleSection | None) -> Any:
     """A signal as one that compares: a judge then reads pairs, and self-reward goes by the notes of the sampling."""
     from prefloop.signals.template import is_shipped
 
+    if isinstance(rate, RetrieverSignalSection):
+        return None  # says whose text it finds sooner, not whose is better
     if isinstance(rate, SelfRewardSignalSection) and rate.attributes is None:
         # The answers that are compared are sampled without a note.
         contrast = None if sample is None else sample.contrast
@@ -328,6 +367,14 @@ def _notes(section: SampleSection) -> list[dict[str, Any]]:
 
     assert section.contrast is not None
     return [attribute.model_dump(mode="json") for attribute in load_all(section.contrast.attributes)]
+
+
+def _wordings(section: SampleSection) -> dict[str, Any]:
+    """What rewrites are asked with: editing the bank changes what is sampled."""
+    from prefloop.inputs.rewriting import load
+
+    assert section.rewrite is not None
+    return load(section.rewrite).model_dump(mode="json")
 
 
 def _model_settings(section: ModelSection, cache: Cache | None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from prefloop.config import PromptsSection
+from prefloop.config import PromptsSection, RetrieverSignalSection
 from prefloop.errors import PrefloopError, UsageError
 from prefloop.loop.plan import FIRST_READ
 from prefloop.records import PromptRow, RejectRow, canonical_json
@@ -108,6 +108,30 @@ def run_heldout(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) 
             fix="give more prompts, a larger evaluate.holdout, or evaluate.prompts.path",
         )
     _write(folder, fingerprint, rows, rejects)
+
+
+def measured_queries(bench: Bench) -> frozenset[str]:
+    """Texts of the queries that are relevant to passages of the measurement, by any judgments of the recipe.
+
+    A writer that learned from a query has seen, through its retriever, what the passages of that query are to be like.
+    """
+    from prefloop.retrieve.corpus import read_collection
+
+    documents = {row["source_id"] for row in rows_of(bench, "heldout")}
+    found: set[str] = set()
+    rated = [way.rate for way in bench.recipe.ways.values() if isinstance(way.rate, RetrieverSignalSection)]
+    judged = {(section.judgments, section.split) for section in rated}
+    if (bias := bench.recipe.source_bias) is not None:
+        judged.add((str(bias.judgments), bias.split or "test"))
+    for path, split in sorted(judged):
+        collection = read_collection(path, split, [], judged=True)
+        texts = {query.id: query.text for query in collection.queries}
+        found |= {
+            texts[name]
+            for name, grades in collection.qrels.items()
+            if any(grade > 0 and document in documents for document, grade in grades.items())
+        }
+    return frozenset(found)
 
 
 def _preferences(bench: Bench, *, held_out: bool) -> Iterator[Any]:

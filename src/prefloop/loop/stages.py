@@ -13,13 +13,15 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from prefloop.config import PreferencesSection, TrainSection
+from prefloop.config import PreferencesSection, RetrieverSignalSection, TrainSection
 from prefloop.errors import PrefloopError, UsageError
 from prefloop.loop.manifest import summarize
 from prefloop.loop.measuring import run_ability, run_evaluate, run_select
 from prefloop.loop.plan import FIRST_MERGE, FIRST_READ, FIRST_TRAIN
-from prefloop.loop.reading import rows_of, run_heldout, run_preferences, run_prompts
+from prefloop.loop.reading import measured_queries, rows_of, run_heldout, run_preferences, run_prompts
+from prefloop.loop.rewriting import rewrite, wordings
 from prefloop.loop.sampling import sample
+from prefloop.records import RejectRow
 from prefloop.store.fingerprint import digest
 from prefloop.store.stagedir import StageDir
 
@@ -47,38 +49,79 @@ def run_sample(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -
     rows = [p for p in prompts if p["id"] in chunk]
     section = bench.recipe.sampled.sample
     backend = bench.backend(section.model or bench.loop.policy(stage.round))
-    bench.progress.total(len(rows) * section.answers, "answers")
+    each = section.answers * (1 if section.rewrite is None else wordings(section))
+    bench.progress.total(len(rows) * each, "answers")
     done = folder.begin(fingerprint)
     for index, part in enumerate(_parts(rows)):
-        before = index * PART_ROWS * section.answers
+        before = index * PART_ROWS * each
         bench.on_batch = lambda asked, before=before: bench.progress.at(before + asked)  # type: ignore[misc]
         if index not in done:
-            kept, rejects, counts = sample(backend, part, section, bench.recipe.seed, stage.name)
-            if rejects and bench.recipe.sampled.prompts.on_bad_row == "stop":
-                first = rejects[0]
+            dropped: list[RejectRow] = []
+            if section.rewrite is None:
+                kept, rejects, counts = sample(backend, part, section, bench.recipe.seed, stage.name)
+                refused = rejects
+            else:
+                found = rewrite(backend, part, section, bench.recipe.seed, stage.name)
+                kept, rejects, refused, dropped = found.rows, found.rejects, found.refused, found.dropped
+                counts = dict(found.counts)
+            if refused and bench.recipe.sampled.prompts.on_bad_row == "stop":
+                first = refused[0]
                 raise UsageError(
-                    f"the model cannot take {len(rejects)} prompts; the first, {first['id']}: {first['reason']}",
+                    f"the model cannot take {len(refused)} prompts; the first, {first['id']}: {first['reason']}",
                     where=bench.recipe.sampled.prompts.path,
                     fix="shorten or remove them, or drop them with prompts.on_bad_row=reject",
                 )
-            folder.write_part(index, kept, "candidates", rejects=rejects, counts=counts)
+            tables = {} if section.rewrite is None else {"dropped": ("rejects", dropped)}
+            folder.write_part(index, kept, "candidates", rejects=rejects, counts=counts, tables=tables)
             bench.progress.update(cached=backend.usage.cached)
-        bench.on_batch(len(part) * section.answers)
+        bench.on_batch(len(part) * each)
+    if section.rewrite is not None:
+        _say_dropped(bench, folder.counts())
     folder.finish(fingerprint, rows_in=len(rows))
+
+
+def _say_dropped(bench: Bench, counts: dict[str, float]) -> None:
+    """How many of the rewrites can be used, and why others cannot."""
+    reasons = {name.removeprefix("dropped/"): int(n) for name, n in counts.items() if name.startswith("dropped/")}
+    if not counts.get("rewrites"):
+        raise PrefloopError(
+            f"none of {int(counts.get('answers', 0)):,} answers is a usable rewrite: {reasons}",
+            where="sample.rewrite",
+            fix="look at them (table `dropped` of the stage sample); a model that writes no JSON needs "
+            "sample.rewrite.answer=text",
+        )
+    if reasons:
+        told = ", ".join(f"{reason} {n:,}" for reason, n in sorted(reasons.items(), key=lambda item: -item[1]))
+        bench.progress.note(
+            f"{int(counts['rewrites']):,} of {int(counts['answers']):,} answers are usable rewrites; others: {told}"
+        )
 
 
 def run_rate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> None:
     """A score for every answer."""
+    from functools import partial
+
+    from prefloop.retrieve.retriever import open_retriever
     from prefloop.signals.build import build, check, check_noise, check_prompts
     from prefloop.signals.driver import rate
+    from prefloop.signals.retriever import RetrieverSignal
 
     source = bench.loop.folder(bench.loop.previous(stage))
     section = bench.recipe.ways[stage.branch].rate
     assert section is not None
     # The file may be another one than at the time of the sampling; of a round's prompts alone it may have none.
     check_prompts(section, rows_of(bench, "prompts"))
-    signal, needs = build(section, bench.recipe.seed)
+    kept_out = measured_queries(bench) if isinstance(section, RetrieverSignalSection) else frozenset()
+    signal, needs = build(section, bench.recipe.seed, kept_out)
     backends = bench.backends(needs, bench.loop.policy(stage.round))
+    if isinstance(signal, RetrieverSignal):
+        if signal.judgments.left_out:
+            bench.progress.note(
+                f"{signal.judgments.left_out:,} pairs of a passage and a query are left out: the query is measured on"
+            )
+        signal.prepare(
+            list(rows_of(bench, bench.loop.previous(stage))), backends, partial(open_retriever, cache=bench.cache)
+        )
     bench.progress.total(source.count(), "rows")
     done = folder.begin(fingerprint)
     made = 0
@@ -147,7 +190,7 @@ def run_judgments(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str
 
 def run_train(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> None:
     """The policy trained on the pairs: an adapter, or all weights."""
-    from prefloop.pairs.splits import holdout
+    from prefloop.pairs.splits import holdout_pairs
     from prefloop.train.run import Source, train
 
     bench.quiet()
@@ -158,12 +201,21 @@ def run_train(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) ->
         _check_answers(given, section, bench.loop.folder(before).counts())
     kept_out = bench.kept_out if stage.round else _split_off(bench)
 
-    def rows() -> Iterator[Any]:
+    def of_training() -> Iterator[Any]:
         return (row for row in rows_of(bench, before) if row["prompt_id"] not in kept_out)
 
+    def rows() -> Iterator[Any]:
+        return (row for row in of_training() if row["id"] not in held.crossing)
+
     of_prompt = Counter(row["prompt_id"] for row in rows_of(bench, before))
-    held = holdout(of_prompt.keys() - kept_out, section.validation_share)
+    held = holdout_pairs(of_training(), section.validation_share)
     content = digest([(bench.loop.folder(before).success() or {})["content"], sorted(kept_out)])
+    if held.crossing:
+        content = digest([content, sorted(held.crossing)])
+        bench.progress.note(
+            f"{len(held.crossing):,} pairs are left out: their query is held out for validation, and their passage is "
+            "trained on"
+        )
     folder.begin(fingerprint)
 
     def on_log(record: dict[str, Any]) -> None:
@@ -179,7 +231,7 @@ def run_train(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) ->
 
     result = train(
         bench.loop.policy(stage.round),
-        Source(rows, content, frozenset(held)),
+        Source(rows, content, frozenset(held.prompts)),
         section,
         seed=bench.recipe.seed,
         out=folder.path,
@@ -191,6 +243,8 @@ def run_train(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) ->
     )
     if given is not None:
         result["held_out_rows"] = sum(of_prompt[name] for name in kept_out)
+    if held.crossing:
+        result["crossing_rows"] = len(held.crossing)
     folder.finish_files(fingerprint, extra=result)
 
 

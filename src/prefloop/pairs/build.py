@@ -47,6 +47,8 @@ def build_pairs(rows: Iterable[ScoredRow], section: PairSection, seed: int, sour
     Raises:
         UsageError: a row's scores do not match its completions, or one is not finite.
     """
+    if section.strategy == "straddle":
+        return _straddling(rows, section, source)
     pairs: list[PreferenceRow] = []
     rejects: list[RejectRow] = []
     rows_in = swapped = 0
@@ -83,6 +85,24 @@ def build_pairs(rows: Iterable[ScoredRow], section: PairSection, seed: int, sour
         if section.strategy == "contrast":
             counts |= {"pairs_swapped": swapped} if section.swap_negative else {}
             counts |= _margins(pairs)
+    return Built(pairs, rejects, counts)
+
+
+def _straddling(rows: Iterable[ScoredRow], section: PairSection, source: str) -> Built:
+    """As `build_pairs`; a pair's weight depends on the largest gap of all rows."""
+    from prefloop.pairs.straddle import build_straddling
+
+    rows = list(rows)
+    for row in rows:
+        _check(row)
+    pairs, reasons, said = build_straddling(rows, section, source)
+    rejects = [_reject(row, reason) for row, reason in reasons.values()]
+    rejected = Counter(reject["reason"] for reject in rejects)
+    counts: dict[str, float] = {"rows": len(rows), "rows_with_pairs": len(rows) - len(rejects), "pairs": len(pairs)}
+    counts |= {f"rejected/{reason}": rejected[reason] for reason in sorted(rejected)} | said
+    if pairs:
+        counts["mean_chars_chosen"] = _mean_chars(pair["chosen"] for pair in pairs)
+        counts["mean_chars_rejected"] = _mean_chars(pair["rejected"] for pair in pairs)
     return Built(pairs, rejects, counts)
 
 

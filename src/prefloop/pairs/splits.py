@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable
-from typing import TypedDict
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, NamedTuple, TypedDict
 
 from prefloop.errors import UsageError
 from prefloop.records import Message, content_id
@@ -56,6 +56,46 @@ def holdout(ids: Collection[str], share: float, salt: str = "holdout") -> set[st
     if share == 0 or len(order) < 2:
         return set()
     return set(order[: min(max(round(share * len(order)), 1), len(order) - 1)])
+
+
+class Held(NamedTuple):
+    """A holdout of pairs.
+
+    Attributes:
+        prompts: ids of the prompts (passages) whose rows are held out.
+        crossing: ids of the rows that belong to neither side.
+    """
+
+    prompts: set[str]
+    crossing: set[str]
+
+
+def holdout_pairs(rows: Iterable[Mapping[str, Any]], share: float) -> Held:
+    """A share of the pairs by prompt; of pairs with a query neither query nor prompt stands on both sides.
+
+    Queries are held out, and of the passages those with such queries alone. A row of a held-out query whose passage is
+    trained on for another query crosses: it is left out. So a pair is never dropped from training but for its query,
+    and the larger side loses nothing by the overlap.
+
+    Args:
+        rows: preference rows; read once.
+        share: 0..1 of the prompts, or of the queries, as for `holdout`.
+    """
+    prompts: set[str] = set()
+    queries: dict[str, set[str]] = {}
+    units: list[tuple[str, str, str]] = []
+    for row in rows:
+        prompts.add(row["prompt_id"])
+        if (query := row.get("query")) is not None:
+            queries.setdefault(row["prompt_id"], set()).add(query)
+            units.append((row["id"], row["prompt_id"], query))
+    if not queries:
+        return Held(holdout(prompts, share), set())
+    held = holdout({query for some in queries.values() for query in some}, share)
+    whole = {prompt for prompt, some in queries.items() if some <= held}
+    if plain := prompts - queries.keys():
+        whole |= holdout(plain, share)
+    return Held(whole, {name for name, prompt, query in units if query in held and prompt not in whole})
 
 
 def round_chunk(ids: Collection[str], rounds: int, round: int) -> set[str]:

@@ -32,12 +32,15 @@ COUNTS = "export.json"
 COLUMNS = (
     *("id", "prompt_id", "prompt", "chosen", "rejected", "score_chosen", "score_rejected"),
     *("weight", "margin", "label", "source", "strategy", "chosen_id", "rejected_id"),
-    *("chosen_finish", "rejected_finish"),
+    *("chosen_finish", "rejected_finish", "document", "query"),
 )
 """Columns of the record of a pair; `evidence` is left behind, as it points into the run."""
 
 # A column that is null throughout is left out: TRL would take a `margin` of nothing for a margin.
-OPTIONAL = ("score_chosen", "score_rejected", "weight", "margin", "label", "chosen_finish", "rejected_finish")
+OPTIONAL = (
+    *("score_chosen", "score_rejected", "weight", "margin", "label", "chosen_finish", "rejected_finish"),
+    *("document", "query"),  # which rows of other strategies have not even as nulls
+)
 SPEAKERS = {"system": "system", "user": "human", "assistant": "gpt"}
 _BATCH = 1024
 
@@ -70,7 +73,10 @@ def export_pairs(run_dir: Path, out: Path, licence: str | None = None, branch: s
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic.directory(out) as folder:
         counts["bytes"] = _write_rows(folder, facts, counts)
-        atomic.write_json(folder / "dataset_info.json", llamafactory_info(counts["name"], counts["splits"]))
+        atomic.write_json(
+            folder / "dataset_info.json",
+            llamafactory_info(counts["name"], counts["splits"], weighted="weight" in counts["columns"]),
+        )
         atomic.write_json(folder / COUNTS, counts)
         atomic.write_text(folder / "README.md", data_card(facts, counts, licence))
     return counts
@@ -111,7 +117,7 @@ def _survey(rows: Iterable[tuple[str, int, Mapping[str, Any]]]) -> dict[str, Any
         splits[split] += 1
         rounds[round_number][split] += 1
         prompts.add(row["prompt_id"])
-        said |= {name for name in OPTIONAL if row[name] is not None}
+        said |= {name for name in OPTIONAL if row.get(name) is not None}
         better, worse = (sum(len(turn["content"]) for turn in row[side]) for side in ("chosen", "rejected"))
         chars.update(chosen=better, rejected=worse)
         unequal += better != worse
@@ -192,11 +198,11 @@ def _write_rows(folder: Path, facts: of_run.Facts, counts: Mapping[str, Any]) ->
 def _rows(facts: of_run.Facts, branch: str, columns: Iterable[str]) -> Iterator[tuple[str, int, dict[str, Any]]]:
     for split, round_number, row in of_run.pairs(facts, branch):
         if unfit(row) is None:
-            yield split, round_number, {name: row[name] for name in columns}
+            yield split, round_number, {name: row.get(name) for name in columns}
 
 
 def as_sharegpt(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A pair as LLaMA-Factory's ranking data: the prompt's turns, and one turn of `gpt` for each answer."""
+    """A pair as LLaMA-Factory's ranking data: the prompt's turns, one turn of `gpt` for each answer, its weight."""
 
     def turn(message: Mapping[str, str]) -> dict[str, str]:
         return {"from": SPEAKERS[message["role"]], "value": message["content"]}
@@ -205,21 +211,25 @@ def as_sharegpt(row: Mapping[str, Any]) -> dict[str, Any]:
         "conversations": [turn(message) for message in row["prompt"]],
         "chosen": turn(row["chosen"][0]),
         "rejected": turn(row["rejected"][0]),
+        **({"weight": row["weight"]} if row.get("weight") is not None else {}),
     }
 
 
-def llamafactory_info(name: str, splits: Iterable[str]) -> dict[str, Any]:
+def llamafactory_info(name: str, splits: Iterable[str], *, weighted: bool = False) -> dict[str, Any]:
     """`dataset_info.json`: the splits under the names that a training of LLaMA-Factory's asks for.
 
     No tags are given: the speakers are those that LLaMA-Factory takes where nothing else is said, and a list of some
-    tags would unset the others.
+    tags would unset the others. Weights are named where there are any; LLaMA-Factory itself leaves them unread, forks
+    of it that weigh pairs (LLM-SBM's) read them.
     """
+    columns = {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"}
+    columns |= {"weight": "weight"} if weighted else {}
     return {
         name if split == "train" else f"{name}-{split}": {
             "file_name": f"llamafactory/{split}.jsonl",
             "formatting": "sharegpt",
             "ranking": True,
-            "columns": {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"},
+            "columns": columns,
         }
         for split in splits
     }

@@ -10,7 +10,7 @@ from typing import Any
 
 from prefloop.evaluate.stats import says_nothing
 from prefloop.report.charts import interval
-from prefloop.report.figures import curves, histograms, measures
+from prefloop.report.figures import curves, histograms, measures, source_bias
 from prefloop.report.rag import systems
 from prefloop.report.remarks import remarks
 from prefloop.signals.bias import rates
@@ -139,6 +139,7 @@ def collect(run: RunDir) -> dict[str, Any]:
         "win": _win(evaluate.get("win_rate")),
         "no_win": (evaluate.get("not_measured") or {}).get("win_rate"),
         "validation": _validation(parts),
+        "bias": source_bias(evaluate.pop("source_bias", {}), evaluate.pop("source_texts", {})),
         "measures": measures(evaluate),
         "lengths": evaluate.get("lengths"),
         "rag": systems(evaluate.get("rag_qa")),

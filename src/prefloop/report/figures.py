@@ -85,6 +85,35 @@ def measures(evaluate: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
+def source_bias(bias: dict[str, Any], texts: dict[str, Any]) -> dict[str, Any]:
+    """Relative Δ of every model's rewrites by each retriever, drawn on one scale, and how the rewrites read.
+
+    Returns:
+        rows: retriever, model, value, ci_low and ci_high in percent, change, closed and p_holm of all but the base,
+        picture, and texts: model -> figures; empty where none was measured.
+    """
+    rows = []
+    for retriever, entry in bias.items():
+        for model, figure in entry["relative_delta@10"].items():
+            rows.append(
+                {
+                    "retriever": retriever,
+                    "model": model,
+                    **figure,
+                    "change": entry["change"].get(model),
+                    "closed": (entry["gap_closed"].get(model) or {}).get("value"),
+                }
+            )
+    known = [abs(row[key]) for row in rows for key in ("value", "ci_low", "ci_high") if row[key] is not None]
+    widest = min(200.0, 1.1 * max(known, default=10.0)) or 10.0
+    for row in rows:
+        ends = (row["value"], row["ci_low"], row["ci_high"])
+        name = f"Relative Δ of {row['model']} by {row['retriever']}"
+        drawn = all(end is not None for end in ends)
+        row["picture"] = interval(*ends, name, axis=(-widest, widest), centre=0.0) if drawn else None
+    return {"rows": rows, "texts": texts} if rows else {}
+
+
 def curves(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Training curves, one picture each, the rounds behind one another; pictures without a value are left out."""
     records, breaks = training_records(metrics)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import importlib.resources
 import io
 import json
 import zipfile
@@ -31,6 +32,27 @@ Qrels = dict[str, dict[str, int]]
 """query id -> document id -> grade; above 0 is relevant."""
 
 _SUFFIXES = (".jsonl", ".parquet")
+
+
+EMBEDDED = "sandbox:passages/"
+"""Names of the sandbox's collections begin like this: `sandbox:passages/train` and `sandbox:passages/heldout`."""
+
+
+def located(path: str | Path) -> Path:
+    """Where a collection lies: the embedded ones by their names, any other path as it is.
+
+    Raises:
+        UsageError: there is no such embedded collection.
+    """
+    name = str(path)
+    if not name.startswith("sandbox:"):
+        return Path(path)
+    # Package data by its place: importing the sandbox box from here would turn the import direction round.
+    folder = Path(str(importlib.resources.files("prefloop").joinpath("sandbox", "collections", "v1")))
+    known = sorted(EMBEDDED + found.name for found in folder.iterdir()) if folder.is_dir() else []
+    if name not in known:
+        raise UsageError("there is no such embedded collection", where=name, fix=f"take {' or '.join(known)}")
+    return folder / name.removeprefix(EMBEDDED)
 
 
 class Passage(NamedTuple):
@@ -124,7 +146,7 @@ def read_collection(
     """Read a collection.
 
     Args:
-        path: a folder or zip of BEIR's layout, or one file of passages.
+        path: a folder or zip of BEIR's layout, one file of passages, or `sandbox:passages/train` and the like.
         split: which judgements: `qrels/<split>.tsv`.
         sources: only these, in this order; all without it, `human` first.
         judged: queries and judgements must be there.
@@ -132,7 +154,7 @@ def read_collection(
     Raises:
         UsageError: something is missing or broken; the message names file and line.
     """
-    place = Path(path)
+    place = located(path)
     if place.is_dir():
         files: _Files = _Folder(place)
     elif place.is_file() and place.suffix == ".zip":

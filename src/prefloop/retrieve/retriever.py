@@ -382,9 +382,10 @@ def retriever_identity(section: RetrieverSection, memo: Memo | None = None) -> d
             path = model_digest(resolve_encoder_path(path), revision, memo)
         said[name] = path
     if section.corpus is not None:
-        from pathlib import Path
+        from prefloop.retrieve.corpus import located
 
-        said["corpus"] = (folder_digest if Path(section.corpus).is_dir() else file_digest)(section.corpus, memo)
+        place = located(section.corpus)
+        said["corpus"] = (folder_digest if place.is_dir() else file_digest)(place, memo)
     return said
 
 

@@ -8,3 +8,8 @@ VERSION = "v1"
 def model_folder() -> Path:
     """The shipped model, a plain Hugging Face folder: `AutoModelForCausalLM.from_pretrained(model_folder())`."""
     return Path(__file__).parent / "weights" / VERSION
+
+
+def encoder_folder() -> Path:
+    """The shipped bi-encoder of queries and passages: `SentenceTransformer(str(encoder_folder()))`."""
+    return Path(__file__).parent / "encoder" / VERSION

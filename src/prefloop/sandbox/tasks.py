@@ -5,6 +5,7 @@ system message, or a line of the user's message) replaces the chance it speaks o
 """
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from prefloop.records import Message
@@ -221,27 +222,43 @@ def read_question(rng: random.Random, world: World) -> list[Message]:
     return [prompt, assistant(answer(rng, name, values, manner))]
 
 
-def human_passage(rng: random.Random, name: str, facts: dict[str, str]) -> str:
-    """A passage with the facts, as a person would write it: with hedges and digressions."""
+def human_passage(
+    rng: random.Random,
+    name: str,
+    facts: dict[str, str],
+    hedged: float = 0.4,
+    asides: tuple[int, int] = (1, 2),
+    say: Callable[[random.Random, str, str, str], str] = statement,
+) -> str:
+    """A passage with the facts, as a person would write it: with hedges and digressions.
+
+    hedged: the chance of a hedge in a sentence that states a fact. asides: least and most sentences beside the matter.
+    say: how a fact is stated.
+    """
     sentences = []
     for attribute, value in facts.items():
-        text = statement(rng, name, attribute, value)
-        if rng.random() < 0.4:
+        text = say(rng, name, attribute, value)
+        if rng.random() < hedged:
             text = f"{text[:-1]}, {rng.choice(phrases.HEDGES)}."
         sentences.append(text)
-    for aside in rng.sample(phrases.DIGRESSIONS, rng.randint(1, 2)):
+    for aside in rng.sample(phrases.DIGRESSIONS, rng.randint(*asides)):
         sentences.insert(rng.randint(0, len(sentences)), aside)
     return " ".join(sentences)
 
 
-def embellished(rng: random.Random, text: str) -> str:
-    """The statement with an ornament before it, behind it, or both."""
+def embellished(
+    rng: random.Random,
+    text: str,
+    openings: tuple[str, ...] = phrases.EMBELLISHMENTS_BEFORE,
+    endings: tuple[str, ...] = phrases.EMBELLISHMENTS_AFTER,
+) -> str:
+    """The statement with an ornament before it (one of the openings), behind it (one of the endings), or both."""
     where = rng.choice(["before", "after", "both"])
     if where != "after":
         text = text.replace("The ", "the ", 1) if text.startswith("The ") else text
-        text = f"{rng.choice(phrases.EMBELLISHMENTS_BEFORE)} {text}"
+        text = f"{rng.choice(openings)} {text}"
     if where != "before":
-        text = f"{text[:-1]}, {rng.choice(phrases.EMBELLISHMENTS_AFTER)}."
+        text = f"{text[:-1]}, {rng.choice(endings)}."
     return text
 
 

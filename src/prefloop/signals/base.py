@@ -48,13 +48,16 @@ class Need:
     Attributes:
         model: None stands for the recipe's first model, or for the policy.
         kind: what it is: a `language` model, one that scores texts (`pairrm`, `reward`, `nli`), or a retriever's
-            (`encoder`, `cross_encoder`, `bm25`; `retriever` for whichever its section says).
+            (`encoder`, `cross_encoder`, `bm25`; `retriever` for whichever its section says; `pairs` and `likeness`
+            score pairs of texts by it, see `retrieve.pairs`).
         policy: without a model it is the one that is trained, as it is in the round whose answers are rated; an
             evaluation, which compares with the first model, is by that.
     """
 
     model: ModelSection | RetrieverSection | None
-    kind: Literal["language", "pairrm", "reward", "nli", "retriever", "encoder", "cross_encoder", "bm25"] = "language"
+    kind: Literal[
+        "language", "pairrm", "reward", "nli", "retriever", "encoder", "cross_encoder", "bm25", "pairs", "likeness"
+    ] = "language"
     policy: bool = False
 
 

@@ -14,17 +14,29 @@ from prefloop.config import (
     ModelSection,
     PairRmSignalSection,
     RetrieverSection,
+    RetrieverSignalSection,
     RewardModelSignalSection,
     SelfRewardSignalSection,
     SignalSection,
 )
 from prefloop.errors import UsageError
 from prefloop.records import CandidatesRow, PromptRow, ScoredRow
-from prefloop.signals import attribute, critic, function, human, judge, references, reward_model, self_reward
+from prefloop.signals import (
+    attribute,
+    critic,
+    function,
+    human,
+    judge,
+    references,
+    retriever,
+    reward_model,
+    self_reward,
+)
 from prefloop.signals.base import Need, Signal
 from prefloop.signals.pairrm import checkpoint as pairrm_checkpoint
 from prefloop.signals.pairrm import signal as pairrm
 from prefloop.store.cache import Cache
+from prefloop.store.fingerprint import Memo
 
 # By the names under which the signal calls them.
 Needs = dict[str, Need]
@@ -76,6 +88,16 @@ def _self_reward(section: SelfRewardSignalSection) -> tuple[Signal, Needs]:
     return signal, {section.name: Need(section.model, policy=True)}
 
 
+def _retriever(section: RetrieverSignalSection, kept_out: frozenset[str] = frozenset()) -> tuple[Signal, Needs]:
+    needs: Needs = {
+        name: Need(retriever.counting(one, section.judgments), "pairs")
+        for name, one in zip(section.names, section.retrievers, strict=True)
+    }
+    if section.similarity is not None:
+        needs[retriever.SIMILARITY] = Need(section.similarity, "likeness")
+    return retriever.RetrieverSignal(section, retriever.judged(section, kept_out)), needs
+
+
 def _critic(section: CriticSignalSection) -> tuple[Signal, Needs]:
     if section.callable is not None:
         return critic.FunctionCritic(section.callable), {}
@@ -97,6 +119,7 @@ BUILDERS: dict[str, Callable[[Any], tuple[Signal, Needs]]] = {
     "reward_model": _reward_model,
     "self_reward": _self_reward,
     "critic": _critic,
+    "retriever": _retriever,
 }
 
 
@@ -108,21 +131,25 @@ IDENTITIES: dict[str, Callable[[Any], dict[str, Any]]] = {
     "reward_model": reward_model.identity,
     "self_reward": lambda section: _self_reward(section)[0].identity,
     "critic": _critic_identity,
+    "retriever": retriever.identity,
 }
 
 
-def build(section: SignalSection, seed: int = 0) -> tuple[Signal, Needs]:
+def build(section: SignalSection, seed: int = 0, kept_out: frozenset[str] = frozenset()) -> tuple[Signal, Needs]:
     """The signal, and the models that its backends need, by backend name.
 
     Args:
         section: the signal's.
         seed: the run's, of replies that are sampled.
+        kept_out: texts of queries that are measured on: a retriever is not asked them.
 
     Raises:
-        UsageError: the function or template that the section names is not there or faulty.
+        UsageError: the function, template or judgments that the section names are not there or faulty.
     """
     if isinstance(section, JudgeSignalSection):
         return _judge(section, seed)
+    if isinstance(section, RetrieverSignalSection):
+        return _retriever(section, kept_out)
     return BUILDERS[section.type](section)
 
 
@@ -173,6 +200,10 @@ def open_backend(section: ModelSection | RetrieverSection, kind: str, cache: Cac
     Raises:
         UsageError: there is no such model, or it is not of this kind.
     """
+    if isinstance(section, RetrieverSection) and kind in ("pairs", "likeness"):
+        from prefloop.retrieve.pairs import open_pairs
+
+        return open_pairs(section, cache, likeness=kind == "likeness")
     if isinstance(section, RetrieverSection):
         from prefloop.retrieve.retriever import open_model
 
@@ -196,7 +227,7 @@ def open_backend(section: ModelSection | RetrieverSection, kind: str, cache: Cac
     return OPENERS[kind](section, cache)
 
 
-def identity(section: SignalSection, seed: int = 0) -> dict[str, Any]:
+def identity(section: SignalSection, seed: int = 0, memo: Memo | None = None) -> dict[str, Any]:
     """Everything about a signal, besides its models, that changes a score; for the fingerprint of a stage.
 
     A judge is known by the text of its templates, rubric and references, a function by the digest of its file. Loads
@@ -205,12 +236,15 @@ def identity(section: SignalSection, seed: int = 0) -> dict[str, Any]:
     Args:
         section: the signal's.
         seed: as for `build`; it is part of the identity where replies are sampled.
+        memo: remembers the digests of files.
 
     Raises:
         UsageError: a judge's template is not there or faulty.
     """
     if isinstance(section, JudgeSignalSection):
         return _judge(section, seed)[0].identity
+    if isinstance(section, RetrieverSignalSection):
+        return retriever.identity(section, memo)
     return IDENTITIES[section.type](section)
 
 
@@ -283,6 +317,8 @@ def card(section: SignalSection, counts: Mapping[str, float], rows: Iterable[Sco
         return critic.card(counts)
     if isinstance(section, PairRmSignalSection):
         return pairrm.card(counts)
+    if isinstance(section, RetrieverSignalSection):
+        return retriever.card(counts)
     return judge.card(counts, rows) if isinstance(section, JudgeSignalSection) else None
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefloop.errors import PrefloopError
-from prefloop.records import AS_JSON, EXTRAS, OPTIONAL, arrow_schema, canonical_json
+from prefloop.records import AS_JSON, ASKED, EXTRAS, OPTIONAL, arrow_schema, canonical_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -44,8 +44,13 @@ def to_table(kind: str, rows: Iterable[Mapping[str, Any]], *, where: str) -> pa.
     import pyarrow as pa
 
     rows = list(rows)
-    contrast = any("contrast" in completion for row in rows for completion in row.get("completions") or ())
-    schema = arrow_schema(kind, tools=any(map(_has_tools, rows)), contrast=contrast)
+    asked = {
+        name
+        for row in rows
+        for completion in row.get("completions") or ()
+        for name in ASKED.keys() & completion.keys()
+    }
+    schema = arrow_schema(kind, tools=any(map(_has_tools, rows)), asked=asked)
     row_type = pa.struct(list(schema))
     checked = []
     for index, row in enumerate(rows):
@@ -69,8 +74,8 @@ def _conform(value: Any, kind: pa.DataType, where: str) -> Any:
             raise PrefloopError(f"must be an object, is {type(value).__name__}", where=where)
         if _is_message(kind):
             value = _filled(value)
-        elif "contrast" in (f.name for f in fields):
-            value = {"contrast": None, **value}
+        else:
+            value = {**{f.name: None for f in fields if f.name in ASKED}, **value}
         _check_keys(value, [f.name for f in fields], where)
         return {f.name: _conform(value[f.name], f.type, f"{where}, {f.name}") for f in fields}
     if types.is_list(kind):
@@ -150,8 +155,9 @@ def read_rows(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
                             for message in row[column] or ():
                                 _thinned(message)
                         for completion in row.get("completions") or ():
-                            if completion.get("contrast", ...) is None:
-                                del completion["contrast"]
+                            for name in ASKED.keys() & completion.keys():
+                                if completion[name] is None:
+                                    del completion[name]
                         for column in optional & row.keys():
                             if row[column] is None:
                                 del row[column]

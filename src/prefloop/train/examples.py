@@ -26,7 +26,7 @@ from prefloop.store.fingerprint import digest
 from prefloop.store.rows import to_table
 from prefloop.train.encode import UNREAD, Encoder, Example
 
-VERSION = 6
+VERSION = 7
 """Goes into the file's name: raise it when the same rows and tokenizer would give other examples."""
 
 PREFIX, REJECTS = "examples-", "rejects.parquet"
@@ -75,8 +75,9 @@ class Examples(Sequence[Example]):
     Attributes:
         tokens: [examples], int64; `Example.tokens` of each.
         judged: [examples], bool; whether a judgment criticises the answer.
-        weights: [examples], float64, as the rows have them.
-        weight_scale: what they are multiplied by.
+        weights: [examples], float64, as the rows have them; 1 where a row has none.
+        weight_power: the power that they are raised to.
+        weight_scale: what they are multiplied by, after that.
         margins, margin_scale: the same of the margins; 0 where a row has none.
         reference: the summed log-probabilities of each example's responses, one behind the other, once computed.
         starts: [examples + 1], where each example's responses begin in `reference`.
@@ -88,7 +89,7 @@ class Examples(Sequence[Example]):
         self.path, self._indices = path, indices
         columns = (table[name].to_numpy()[indices] for name in ("tokens", "judged", "weight", "margin"))
         self.tokens, self.judged, self.weights, self.margins = columns
-        self.weight_scale = self.margin_scale = 1.0
+        self.weight_power = self.weight_scale = self.margin_scale = 1.0
         self.reference: np.ndarray[Any, Any] | None = None
         self.starts = np.zeros(1, dtype=np.int64)
         self.flags: np.ndarray[Any, Any] | None = None
@@ -110,8 +111,8 @@ class Examples(Sequence[Example]):
     def __getitem__(self, index: Any) -> Any:
         place = int(self._indices[index])
         example = self._chunk(place // _CHUNK).example(place % _CHUNK)
-        if self.weight_scale != 1.0:
-            example = replace(example, weight=example.weight * self.weight_scale)
+        if self.weight_power != 1.0 or self.weight_scale != 1.0:
+            example = replace(example, weight=example.weight**self.weight_power * self.weight_scale)
         if self.margin_scale != 1.0:
             example = replace(example, margin=example.margin * self.margin_scale)
         if self.flags is not None:
@@ -168,7 +169,7 @@ def prepare(source: Source, encoder: Encoder, out: Path) -> tuple[Examples, Exam
     Returns:
         (examples to train on, examples held out, {"digest", "rows": read in all, "rejected": reason -> rows of them,
         "responses", "cut_off": of them, "unread": column -> rows that have one which the objective does not read,
-        "without_margin": rows that have none}).
+        "without_margin" and "without_weight": rows that have none}).
     """
     key = digest([VERSION, TOKENS_VERSION, source.digest, sorted(source.held), encoder.identity])
     path, facts_path = (out / f"{PREFIX}{key[:16]}{suffix}" for suffix in (".arrow", ".json"))
@@ -187,7 +188,7 @@ def prepare(source: Source, encoder: Encoder, out: Path) -> tuple[Examples, Exam
 
 def _write(source: Source, encoder: Encoder, path: Path, rejects_path: Path) -> dict[str, Any]:
     content, reasons, unread = hashlib.sha256(), Counter[str](), Counter[str]()
-    read = responses = cut_off = without_margin = 0
+    read = responses = cut_off = without_margin = without_weight = 0
     rows: list[dict[str, Any]] = []
     rejects: list[RejectRow] = []
     with (
@@ -206,10 +207,11 @@ def _write(source: Source, encoder: Encoder, path: Path, rejects_path: Path) -> 
                 rejects.clear()
 
         def looked_at() -> Iterator[PreferenceRow]:
-            nonlocal read, without_margin
+            nonlocal read, without_margin, without_weight
             for row in source.rows():
                 read += 1
                 without_margin += row.get("margin") is None
+                without_weight += row.get("weight") is None
                 unread.update(c for c, plain in UNREAD[encoder.takes].items() if row.get(c) not in (None, plain))
                 yield row
 
@@ -237,4 +239,5 @@ def _write(source: Source, encoder: Encoder, path: Path, rejects_path: Path) -> 
         "cut_off": cut_off,
         "unread": dict(sorted(unread.items())),
         "without_margin": without_margin,
+        "without_weight": without_weight,
     }

@@ -77,6 +77,7 @@ class Objective:
         metrics: name -> [n], without gradient; the trainer averages them over examples, without those that are NaN.
         drifts: whether the loss is measured from `Scored.drift`, which takes one more forward pass per step.
         shifts: (scored, section) -> what `Scored.shift` is the running mean of, [n]; None where a loss has no shift.
+        beside: (scored, section) -> what the step's loss has beside the weighted one, [n]; itself without weights.
         per_token: the step's loss is divided by its scored tokens and not by its examples.
         by_token: whether it needs `Scored.by_token`.
     """
@@ -87,6 +88,7 @@ class Objective:
     metrics: Callable[[Scored, Any], Metrics]
     drifts: bool = False
     shifts: Callable[[Scored, Any], Tensor] | None = None
+    beside: Callable[[Scored, Any], Tensor | None] = field(default=lambda scored, section: None)
     per_token: Callable[[Any], bool] = field(default=lambda section: False)
     by_token: bool = False
 
@@ -102,7 +104,18 @@ def _anchored(loss: Callable[..., Tensor], scored: Scored, section: Any, **setti
         margin=scored.margin,
         **settings,
     )
-    return losses_n + _likelihood(scored, chosen_n, section)
+    return losses_n if _apart(section) else losses_n + _likelihood(scored, chosen_n, section)
+
+
+def _apart(section: Any) -> bool:
+    """Whether weights are the preference's alone, so that the likelihood term stands beside it without them."""
+    return getattr(section, "weight_alpha", None) is not None
+
+
+def _beside(scored: Scored, section: Any) -> Tensor | None:
+    if not _apart(section) or not section.sft_weight:
+        return None
+    return _likelihood(scored, scored.pairs(scored.policy)[0], section)
 
 
 def _likelihood(scored: Scored, chosen_n: Tensor, section: Any) -> Tensor:
@@ -325,7 +338,7 @@ def _gap_objective(loss: Callable[[Scored, Any], Tensor]) -> Objective:
 
 
 OBJECTIVES: dict[str, Objective] = {
-    "dpo": Objective("pairs", needs_reference=True, losses=_dpo, metrics=_dpo_metrics),
+    "dpo": Objective("pairs", needs_reference=True, losses=_dpo, metrics=_dpo_metrics, beside=_beside),
     "sppo": _gap_objective(_sppo),
     "nca": _gap_objective(lambda scored, section: _anchored(losses.nca, scored, section, label=scored.label)),
     "bco": Objective(

@@ -133,7 +133,7 @@ def train(
 
     examples, left_out = downsample(examples, section.objective, seed)
     look_at_rows(facts["cut_off"], facts["responses"], facts["unread"])
-    weigh(examples, validation, section)
+    weighting = weigh(examples, validation, section, facts["without_weight"])
     measure_margins(examples, validation, section.objective, facts["without_margin"])
     weights, reference, fingerprint = _identity(
         model, held_to, section, precision, facts, seed, cache, sharded=is_sharded()
@@ -272,6 +272,7 @@ def train(
         "rows": facts["rows"],
         "rejected": facts["rejected"],
         **({"left_out": left_out} if left_out else {}),
+        **({"weighting": weighting} if weighting else {}),
         "steps": plan.total,
         "steps_per_epoch": plan.epoch,
         "parameters": adapters.count_parameters(policy),

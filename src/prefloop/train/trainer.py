@@ -191,6 +191,10 @@ class PreferenceTrainer(transformers.Trainer):  # type: ignore[misc]
         # Processes average their gradients, and the sum is asked for.
         share = self.accelerator.num_processes / (num_items_in_batch or self._items(inputs))
         loss = losses.reduce(losses_n, scored.weight) * len(losses_n) * share
+        if (beside_n := self._objective.beside(scored, self._section)) is not None:
+            self._check_finite(beside_n, inputs.ids)
+            # A filler stands for no example: its weight is 0, and nothing of it counts.
+            loss = loss + losses.reduce(beside_n) * len(beside_n) * share * bool(inputs.ids)
         self._meter.add(inputs, self._objective.metrics(scored, self._section))
         if self._objective.shifts is not None and inputs.ids:
             self._shift.add(self._objective.shifts(scored, self._section))
@@ -273,8 +277,11 @@ class PreferenceTrainer(transformers.Trainer):  # type: ignore[misc]
             for batch in step:
                 scored = self.score(model, batch, drift)
                 losses_n = self._objective.losses(scored, self._section)
+                loss_n = scored.weight * losses_n
+                if (beside_n := self._objective.beside(scored, self._section)) is not None:
+                    loss_n = loss_n + beside_n
                 # The meter leaves NaN out, for metrics that an example has not; a loss that is NaN is not to vanish.
-                loss_n = torch.nan_to_num(scored.weight * losses_n, nan=math.inf, posinf=math.inf)
+                loss_n = torch.nan_to_num(loss_n, nan=math.inf, posinf=math.inf)
                 shown = {"loss": loss_n, **self._objective.metrics(scored, self._section)}
                 if self._objective.per_token(self._section):
                     shown["tokens"] = scored.tokens

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,23 +16,63 @@ from prefloop.train.examples import Examples
 logger = logging.getLogger(__name__)
 
 
-def weigh(examples: Examples, validation: Examples, section: TrainSection) -> None:
-    """Scale the weights where asked to, and say how much of the data they leave."""
-    weights = examples.weights
+def weigh(examples: Examples, validation: Examples, section: TrainSection, without: int) -> dict[str, float]:
+    """Raise and scale the weights where asked to, and say how much of the data they leave.
+
+    Returns:
+        power, mean, least and largest of the weights as they are used, and the effective sample size of n; empty where
+        all are 1.
+    """
+    alpha = getattr(section.objective, "weight_alpha", None)
+    if alpha is not None:
+        _check_weights([examples, validation], alpha, without)
+        examples.weight_power, validation.weight_power = alpha, 0.0  # a loss that is compared is not weighted
+    weights = examples.weights**examples.weight_power
     if section.scale_weights:
         if not weights.mean() > 0:
             raise UsageError("all weights are 0", where="train.scale_weights", fix="give some rows a weight above 0")
-        examples.weight_scale = validation.weight_scale = float(1 / weights.mean())
-    if (weights != 1).any():
-        share = weights / max(weights.sum(), 1e-300)
-        effective = float(1 / (share**2).sum()) if weights.any() else 0.0
-        logger.info(
-            "weights: mean %.3g, effective sample size %.0f of %d%s",
-            weights.mean(),
-            effective,
-            len(weights),
-            "; scaled to mean 1" if section.scale_weights else "",
+        examples.weight_scale = float(1 / weights.mean())
+        validation.weight_scale = examples.weight_scale if alpha is None else 1.0
+    if (examples.weights == 1).all():
+        return {}
+    share = weights / max(weights.sum(), 1e-300)
+    effective = float(1 / (share**2).sum()) if weights.any() else 0.0
+    logger.info(
+        "weights%s: mean %.3g, effective sample size %.0f of %d%s",
+        "" if alpha is None else f" to the power {alpha:g}",
+        weights.mean(),
+        effective,
+        len(weights),
+        "; scaled to mean 1" if section.scale_weights else "",
+    )
+    return {
+        "power": examples.weight_power,
+        "mean": float(weights.mean()),
+        "least": float(weights.min()),
+        "largest": float(weights.max()),
+        "effective_sample_size": effective,
+        "n": len(weights),
+    }
+
+
+def _check_weights(parts: Sequence[Examples], alpha: float, without: int) -> None:
+    """Weights that are raised to a power lie above 0 and reach 1 at most: they are shares of the largest gap."""
+    if alpha and without:
+        raise UsageError(
+            f"{without} rows have no weight",
+            where="train.objective.weight_alpha",
+            fix="give every row one (pair.weight=gap where the loop makes the pairs), or set weight_alpha=0",
         )
+    for examples in parts:
+        bad = np.flatnonzero(~((examples.weights > 0) & (examples.weights <= 1)))
+        if len(bad):
+            example = examples[int(bad[0])]
+            raise UsageError(
+                f"{len(bad)} weights are not above 0 and at most 1; the first is {examples.weights[bad[0]]:g}",
+                where=f"row {example.id}, field weight",
+                fix="divide them by the largest, and leave out rows of weight 0; or take "
+                "train.objective.weight_alpha out, and weights are taken as they are",
+            )
 
 
 def downsample(examples: Examples, objective: Any, seed: int) -> tuple[Examples, int]:

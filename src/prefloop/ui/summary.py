@@ -6,6 +6,7 @@ from typing import Any
 
 from prefloop.evaluate.perplexity import in_words
 from prefloop.evaluate.stats import says_nothing
+from prefloop.evaluate.writers import lines as writer_lines
 
 FEW = 30
 """Held-out prompts below which a bootstrap interval covers the truth clearly less often than it says."""
@@ -21,6 +22,8 @@ def headline(summary: dict[str, Any]) -> list[str]:
             f"win rate against the base: {_share(win['value'])} "
             f"[{_share(win['ci_low'])}, {_share(win['ci_high'])}] on {win['n']} held-out prompts: {_verdict(win, 0.5)}"
         )
+    bias, texts = (evaluate.pop(name, {}) for name in ("source_bias", "source_texts"))
+    lines += writer_lines(bias, texts)
     lines += _several(evaluate)
     missing = evaluate.pop("not_measured", {})
     if "win_rate" in missing:
@@ -57,7 +60,8 @@ def _several(evaluate: dict[str, Any]) -> list[str]:
         mark = ", the better one" if name == evaluate["winner"] else ""
         others = {f" by {signal.partition('@')[0]}": other for signal, other in said.get("also", {}).items()}
         for by, other in ({"": said} | others).items():
-            win = other["win_rate"]
+            if (win := other.get("win_rate")) is None:
+                continue
             alike = other.get("agreement", {}).get("decided")
             agree = "" if alike is None else f"; decides as the first on {_share(alike['value'])}"
             lines.append(
