@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Literal, cast
 
@@ -55,6 +54,7 @@ def source_bias(
     plain: Annotated[bool, typer.Option("--plain", help="Plain lines instead of a live display.")] = False,
 ) -> None:
     """Measure whether retrievers favour rewritten passages over the human ones (Relative Δ, after Cocktail)."""
+    from prefloop.cli.cache import cache_path
     from prefloop.evaluate.source_task import KS, Settings
     from prefloop.measure import source_bias as verb
     from prefloop.ui.progress import Progress
@@ -73,10 +73,9 @@ def source_bias(
     )
     sections = verb.retriever_sections(retriever)
     meaning = None if semantic is None else next(iter(verb.retriever_sections([semantic]).values()))
-    cache = Path(os.environ.get("PREFLOOP_CACHE") or ".prefloop/cache.db")
     with Progress(plain=plain, title=f"source-bias → {out}") as progress:
         summary = verb.measure(
-            *(corpus, sections, out, cache, progress),
+            *(corpus, sections, out, cache_path(), progress),
             settings=settings,
             sources=source,
             split=split,
