@@ -20,7 +20,7 @@ from prefloop.config import RerankSection
 from prefloop.rerank.groups import Group
 from prefloop.train.steps import permutation
 
-PADDING = 0.1
+PADDING = 0.05
 """Share of padding among a call's tokens above which its shorter rows get a call of their own."""
 
 

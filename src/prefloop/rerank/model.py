@@ -196,15 +196,20 @@ def _linear(section: RerankSection, path: str, device: str) -> CrossEncoder:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Loading an encoder for classification makes its last layer new, and transformers warns; it is wanted here."""
-    from transformers.utils import logging
+    """Loading an encoder for classification makes its last layer new, and libraries warn; it is wanted here."""
+    import logging
 
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
+    from transformers.utils import logging as transformers_logging
+
+    level, other = transformers_logging.get_verbosity(), logging.getLogger("sentence_transformers")
+    before = other.level
+    transformers_logging.set_verbosity_error()
+    other.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logging.set_verbosity(level)
+        transformers_logging.set_verbosity(level)
+        other.setLevel(before)
 
 
 def last_layer(encoder: CrossEncoder) -> nn.Linear:
