@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import time
 
 import pytest
 import yaml
@@ -46,7 +49,10 @@ STAGES = [
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    root = tmp_path_factory.mktemp("rag")
+    return make_project(tmp_path_factory.mktemp("rag"))
+
+
+def make_project(root):
     questions = [{"question": q.text, "answers": [q.answer]} for q in library.questions("train", 40)]
     (root / "questions.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
     names = {name for q in questions for name in q["question"].replace("?", " ").replace(".", " ").split()}
@@ -84,7 +90,13 @@ def test_every_stage_ran_once_and_the_summary_holds_the_promised_figures(project
     assert (project.run_dir / "model" / "config.json").is_file()
     assert (project.run_dir / "stages" / "07-rerank" / "model" / "config.json").is_file()
     page = (project.run_dir / "report.html").read_text()
-    for words in ("what each part is worth", "retriever&#39;s order, aligned reader", "misleading share", "Corpus"):
+    for words in (
+        "what each part is worth",
+        "retriever&#39;s order, aligned reader",
+        "misleading share",
+        "Corpus",
+        "Side by side",
+    ):
         assert words in page, words
     card = (project.run_dir / "model" / "README.md").read_text()
     assert "on questions and their documents (sft)" in card
@@ -121,6 +133,35 @@ def test_a_second_run_computes_nothing_and_an_edit_what_is_behind_it(project, do
     assert edited[0] == "rows"
     assert "rate" not in edited
     project.run_here()
+
+
+@pytest.mark.slow
+def test_killed_in_four_stages_it_ends_as_if_undisturbed(project, done, tmp_path):
+    project.run_here()
+    other = make_project(tmp_path)
+    marks = [
+        "stages/05-rate/part-*.parquet",
+        "stages/07-rerank/checkpoint-*",
+        "stages/09-qa/_STARTED.json",
+        "stages/12-train/_STARTED.json",
+    ]
+    for mark in marks:
+        process = subprocess.Popen(
+            other.command("run", "recipe.yaml", "--out", "out"),
+            cwd=other.root,
+            env=other.environment(),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        while not list(other.run_dir.glob(mark)):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    other.run_here()
+    assert other.contents() == project.contents()
+    weights = [(p.run_dir / "model" / "model.safetensors").read_bytes() for p in (other, project)]
+    assert weights[0] == weights[1]
 
 
 def test_the_plan_is_told_without_running(project, tmp_path):

@@ -21,11 +21,9 @@ from prefloop.errors import UsageError
 from prefloop.inputs.messages import Fault, text_fault
 from prefloop.inputs.problems import Problem, nearest, raw_json
 from prefloop.inputs.readers import Record, Stats, Stream, container_of, read_records
+from prefloop.rerank.files import MEASURE, OURS, TRAIN
 from prefloop.signals.qa import judge
 
-OURS = ("query", "documents", "labels", "scores", "id", "query_id", "document_ids", "source")
-TRAIN = ("query", "classification", "rank_list", "positive", "negative", "id")
-MEASURE = ("question", "reference", "ctx", "before", "after", "category", "id")
 LAYOUTS = {"rankings": OURS, "published_train": TRAIN, "published_measure": MEASURE}
 SIZES = {"rank_list": 4, "positive": 2, "negative": 2}
 

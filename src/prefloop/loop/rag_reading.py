@@ -71,6 +71,7 @@ def run_retrieve(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str)
     bench.quiet()
     bench.progress.total(source.count(), "questions")
     retriever = open_retriever(section.retriever, bench.cache)
+    retriever.on_progress = lambda read, of: bench.progress.update(texts=f"{read:,}/{of:,}")
     try:
         index = None
         for number, part in enumerate(parts(rows_of(bench, source.name))):

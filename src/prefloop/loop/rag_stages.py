@@ -30,7 +30,7 @@ from prefloop.loop.rag_reading import (
 )
 from prefloop.loop.reading import rows_of
 from prefloop.loop.stages import run_report
-from prefloop.records import PreferenceRow, RetrievedRow, content_id
+from prefloop.records import Completion, PreferenceRow, RetrievedRow, ScoredRow, completion_id, content_id
 from prefloop.store import atomic
 from prefloop.store.fingerprint import digest
 from prefloop.store.stagedir import StageDir
@@ -220,8 +220,9 @@ def run_evaluate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str)
         resamples=recipe.evaluate.bootstrap,
         seed=recipe.seed,
     )
+    folder.write_part(0, _compared(asked, systems[PLAIN], systems[ALIGNED], recipe.evaluate.accuracy), "scored")
     atomic.write_text(folder.path / ANSWERS, _side_by_side(asked, systems))
-    folder.finish_files(fingerprint, folder.path / ANSWERS, extra={"evaluate": {"rag_qa": found}})
+    folder.finish(fingerprint, rows_in=len(rows), extra={"evaluate": {"rag_qa": found}})
 
 
 def _asked(bench: Bench, rows: Sequence[RetrievedRow], orders: dict[str, list[list[int]]]) -> list[Asked]:
@@ -306,6 +307,36 @@ def _merged(bench: Bench, name: str) -> ModelSection:
 def _model_folder(bench: Bench, name: str) -> Path:
     """Where a merge stage writes."""
     return (bench.loop.run.path if name == merge_stage("") else bench.loop.folder(name).path) / "model"
+
+
+def _compared(asked: Sequence[Asked], plain: System, aligned: System, accuracy: str) -> list[ScoredRow]:
+    """Both answers to each held-out question; a score is whether the answer is right."""
+    from prefloop.signals.qa import judge
+
+    rows: list[ScoredRow] = []
+    for number, question in enumerate(asked):
+        texts = (plain.answers[number], aligned.answers[number])
+        completions: list[Completion] = [
+            {
+                "id": completion_id(question.id, text, seat),
+                "text": text,
+                "token_ids": None,
+                "finish_reason": "stop",
+                "sample_index": seat,
+            }
+            for seat, text in enumerate(texts)
+        ]
+        rows.append(
+            {
+                "id": question.id,
+                "prompt": [{"role": "user", "content": question.query}],
+                "completions": completions,
+                "scores": [float(getattr(judge(text, question.answers), accuracy)) for text in texts],
+                "signal": f"rag_qa-{accuracy}",
+                "evidence": [],
+            }
+        )
+    return rows
 
 
 def _side_by_side(asked: Sequence[Asked], systems: dict[str, System]) -> str:
