@@ -45,7 +45,7 @@ from prefloop.sandbox import library
 from prefloop.signals.reader import ReaderSignal, read
 
 CPU = torch.device("cpu")
-CASES = {"sandbox": 48, "passages": 8}
+CASES = {"sandbox": 48, "passages": 16}
 """Questions of each case; five prompts each."""
 SECTION = ReaderSection(template="sandbox", ranks="all", max_new_tokens=20)
 
