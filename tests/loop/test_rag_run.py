@@ -141,7 +141,7 @@ def test_killed_in_four_stages_it_ends_as_if_undisturbed(project, done, tmp_path
     other = make_project(tmp_path)
     marks = [
         "stages/05-rate/part-*.parquet",
-        "stages/07-rerank/checkpoint-*",
+        "stages/07-rerank/metrics.jsonl",
         "stages/09-qa/_STARTED.json",
         "stages/12-train/_STARTED.json",
     ]
