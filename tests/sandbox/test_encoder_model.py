@@ -65,7 +65,7 @@ def test_a_cross_encoder_starts_from_it():
     pair = tokenizer("Where does Mira live?", "Mira lives in Oslo.", return_tensors="pt")
     text = tokenizer.decode(pair["input_ids"][0])
     assert text == "<s>Where does Mira live?</s>Mira lives in Oslo.</s>"
-    assert pair["token_type_ids"].tolist()[0] == [0] * 8 + [1] * 6
+    assert pair["token_type_ids"].tolist()[0] == [0] * 7 + [1] * 6
     reranker = CrossEncoder(str(FOLDER), num_labels=1, device="cpu")
     long = " ".join(["Mira lives in Oslo."] * 200)
     scores = reranker.predict([("Where does Mira live?", "Mira lives in Oslo."), ("Where does Mira live?", long)])

@@ -59,6 +59,7 @@ def build_tokenizer() -> Any:
         sep_token=end,
         padding_side="right",
         model_max_length=LENGTH,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
         clean_up_tokenization_spaces=False,
     )
 
@@ -183,6 +184,7 @@ def main() -> None:
     train(encoder, batches(options.seed), options.steps)
     minutes = (time.monotonic() - started) / 60
     encoder.save_pretrained(str(options.out), create_model_card=False, safe_serialization=True)
+    build_tokenizer().save_pretrained(options.out)  # without the traces of where it was loaded from
     told = {
         "version": VERSION,
         "seed": options.seed,
