@@ -290,6 +290,20 @@ def test_a_parent_that_is_gone_leaves_no_worker(tmp_path, how):
     assert gone(pids)
 
 
+def test_a_parent_that_is_killed_in_the_middle_of_a_message_leaves_no_worker():
+    """A task may be longer than a pipe holds."""
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "tests.backends.scripted_worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    worker.stdin.write(b'{"number": 0, "of": 1, "logs": false}\n{"task": 0, "do": "ru')
+    worker.stdin.close()
+    try:
+        assert worker.wait(20) == 0
+    finally:
+        worker.kill()
+        worker.stdout.close()
+
+
 def test_workers_take_the_gpus_in_turn_and_share_the_threads(monkeypatch):
     threads, taken = [], []
     monkeypatch.setattr("prefloop.engine.load.choose_device", lambda name: torch.device(name.replace("auto", "cuda")))

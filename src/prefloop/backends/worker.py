@@ -151,6 +151,8 @@ def _do(backend: Backend, task: Message) -> Message:
 
 def _read(tasks: SimpleQueue[Message]) -> None:
     for line in sys.stdin.buffer:
+        if not line.endswith(b"\n"):
+            break  # the parent was killed in the middle of it
         tasks.put(json.loads(line))
     os._exit(0)
 
