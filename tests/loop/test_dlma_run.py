@@ -13,6 +13,7 @@ from tests.tiny_models import tiny_model_folder
 from prefloop.config import load_recipe, parse_recipe, shipped_recipes
 from prefloop.errors import UsageError
 from prefloop.loop.plan import evaluation_sample, evaluation_signals, plan
+from prefloop.report.margins import write_margins
 
 ATTRIBUTE = "name: glad\npositive: [Be glad., Be merry.]\nnegative: [Be sad.]\n"
 DLMA = {
@@ -133,6 +134,22 @@ def test_margins_are_shown_token_by_token(run, tmp_path):
     assert (tmp_path / "margins.html").read_text(encoding="utf-8").count("margin +") >= 1
 
 
+@pytest.mark.parametrize(
+    "rate", [{"attributes": ["glad.yaml"]}, {"attributes": ["glad.yaml", "kind"]}, {"average": "tokens"}]
+)
+def test_a_tokens_part_is_of_the_reward_however_that_is_made(tmp_path, rate):
+    """Attributes that are named have notes of their own, which the answers were not sampled with."""
+    project = project_at(tmp_path / "p", rate={"type": "self_reward", **rate})
+    project.run_here(until="pair")
+    found = write_margins(project.run_dir, None, 2, tmp_path / "look")
+    assert found["pairs"]
+    for answer in (pair[side] for pair in found["pairs"] for side in ("chosen", "rejected")):
+        assert sum(token["gain"] for token in answer["tokens"]) == pytest.approx(answer["reward"], abs=1e-9)
+        assert (answer["notes"] is None) == ("attributes" in rate)
+    with pytest.raises(UsageError, match="--stage with pair"):
+        write_margins(project.run_dir, "sample", 2, tmp_path / "look")
+
+
 def recipe(**changes):
     return parse_recipe({"name": "r", "model": "m", "prompts": "p.jsonl", **DLMA, **changes}, where="here")
 
@@ -177,12 +194,14 @@ def test_shipped_recipes_plan(name):
 def test_labels_are_compared_on_the_command_line(tmp_path):
     project = project_at(tmp_path / "p")
     lines = [{"prompt": f"question {i}", "chosen": "yes of course", "rejected": "no"} for i in range(4)]
+    lines.append({"prompt": "question 4", "chosen": "yes", "rejected": None})
     (project.root / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     model = str(tiny_model_folder("llama"))
     done = project.prefloop(
         "evaluate", "labels", "pairs.jsonl", "--model", model, "--attribute", "glad.yaml", "--json"
     )
     found = json.loads(done.stdout.splitlines()[-1])
-    assert (found["pairs"], found["left_out"]) == (4, 0)
+    assert (found["pairs"], found["left_out"]) == (4, 1)
+    assert "1 rows have one answer and do not count" in done.stderr
     assert list(found["signals"]) == ["self_reward", "longest", "random"]
     assert found["signals"]["longest"]["accuracy"]["value"] == 1

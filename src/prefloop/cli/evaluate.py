@@ -185,6 +185,8 @@ def labels(
     console = results(as_json=as_json)
     columns = ["signal", "agrees", "no verdict", "prefers longer"]
     print_table(console, f"{found['pairs']:,} labelled pairs", columns, shown)
+    if found["left_out"]:
+        console.print(f"{found['left_out']:,} rows have one answer and do not count", soft_wrap=True)
     if as_json:
         print(json.dumps(found))
 

@@ -46,7 +46,9 @@ def write_margins(run: Path, stage: str | None, limit: int, out: Path) -> dict[s
     name = stage or next((name for name in folders if name.endswith("pair")), "pair")
     rating = name.removesuffix("pair") + "rate"
     if name not in folders or rating not in folders:
-        raise UsageError(f"no stage {name!r} with its rating", where=str(run), fix="see prefloop status")
+        there = [n for n in folders if n.endswith("pair")]
+        fix = f"--stage with {' or '.join(there)}" if there else "make its pairs first (prefloop pair)"
+        raise UsageError(f"no pairs {name!r} with their rating", where=str(run), fix=fix)
     pairs = sorted(folders[name].rows(), key=lambda pair: -_gap(pair))
     if not pairs or pairs[0]["source"] != "self_reward":
         raise UsageError("its pairs are not by self-reward", where=str(folders[name].path), fix="leave out --margins")
@@ -54,12 +56,21 @@ def write_margins(run: Path, stage: str | None, limit: int, out: Path) -> dict[s
     ids = {pair["prompt_id"] for _, pair in chosen}
     rows = {row["id"]: row for row in folders[rating].rows() if row["id"] in ids}
     calls = _calls(folders[rating], ids)
-    tokenizer = load_tokenizer(ModelSection.model_validate(manifest["recipe"]["model"]))
-    shown = [{"place": place, **_pair(pair, rows[pair["prompt_id"]], calls, tokenizer)} for place, pair in chosen]
+    rate = _rate(manifest, rating)
+    tokenizer = load_tokenizer(ModelSection.model_validate(rate["model"] or manifest["recipe"]["model"]))
+    shown = [{"place": place, **_pair(pair, rows[pair["prompt_id"]], calls, rate, tokenizer)} for place, pair in chosen]
     found = {"stage": name, "of": len(pairs), "pairs": shown}
     out.mkdir(parents=True, exist_ok=True)
     atomic.write_text(out / "margins.json", json.dumps(found, ensure_ascii=False))
     atomic.write_text(out / "margins.html", render({**found, "title": manifest["name"]}, "margins.html.j2"))
+    return found
+
+
+def _rate(manifest: Mapping[str, Any], stage: str) -> Mapping[str, Any]:
+    """The section of a rating: the recipe's, or its branch's."""
+    recipe = manifest["recipe"]
+    branch = next((one["branch"] for one in manifest["stages"] if one["name"] == stage), "")
+    found: Mapping[str, Any] = recipe["branches"][branch]["rate"] if branch else recipe["rate"]
     return found
 
 
@@ -92,7 +103,9 @@ def _calls(rating: StageDir, ids: set[str]) -> dict[tuple[str, str], list[tuple[
     return found
 
 
-def _pair(pair: Mapping[str, Any], row: Mapping[str, Any], calls: Any, tokenizer: Any) -> dict[str, Any]:
+def _pair(
+    pair: Mapping[str, Any], row: Mapping[str, Any], calls: Any, rate: Mapping[str, Any], tokenizer: Any
+) -> dict[str, Any]:
     """id, margin, prompt, and `chosen` and `rejected`: text, reward, notes, tokens (text, gain in nats, colour)."""
     completions = {c["id"]: c for c in row["completions"]}
     return {
@@ -100,7 +113,7 @@ def _pair(pair: Mapping[str, Any], row: Mapping[str, Any], calls: Any, tokenizer
         "margin": _gap(pair),
         "prompt": [dict(message) for message in pair["prompt"]],
         **{
-            side: _answer(row, completions[pair[f"{side}_id"]], pair[f"score_{side}"], calls, tokenizer)
+            side: _answer(row, completions[pair[f"{side}_id"]], pair[f"score_{side}"], calls, rate, tokenizer)
             for side in ("chosen", "rejected")
         },
     }
@@ -112,27 +125,39 @@ def _texts(messages: Any) -> list[list[str]]:
 
 
 def _answer(
-    row: Mapping[str, Any], completion: Mapping[str, Any], reward: float, calls: Any, tokenizer: Any
+    row: Mapping[str, Any],
+    completion: Mapping[str, Any],
+    reward: float,
+    calls: Any,
+    rate: Mapping[str, Any],
+    tokenizer: Any,
 ) -> dict[str, Any]:
     ids = list(completion["token_ids"] or ())
     asked = calls[row["id"], json.dumps([completion["text"], ids])]
-    if (contrast := completion.get("contrast")) is not None:
-        prompts = [_texts(freeze(with_note(row["prompt"], contrast[side]))) for side in SIDES]
+    # Who names attributes scores by their notes, whatever the answer was sampled with.
+    notes = completion["contrast"] if rate["attributes"] is None else None
+    if notes is not None:
+        prompts = [_texts(freeze(with_note(row["prompt"], notes[side]))) for side in SIDES]
         asked = [next(call for call in asked if _texts(call[0]) == prompt) for prompt in prompts]
     # Positive and negative notes by turns, of one attribute after the other; a score is the mean over attributes.
     count = len(asked[0][1])
-    gains = [
-        sum(logps[i] * (-1 if k % 2 else 1) for k, (_, logps) in enumerate(asked)) / (len(asked) / 2)
-        for i in range(count)
-    ]
-    if len(ids) != count:
+    parts = len(asked) / 2 * (count if rate["average"] == "tokens" else 1)
+    gains = [sum(logps[i] * (-1 if k % 2 else 1) for k, (_, logps) in enumerate(asked)) / parts for i in range(count)]
+    if len(ids) != count or not _are_of(ids, completion["text"], tokenizer):
         ids = encode_completion(tokenizer, completion["text"], None)
     texts = [tokenizer.decode(ids[:i], clean_up_tokenization_spaces=False) for i in range(len(ids) + 1)]
     tokens = [
         {"text": after[len(before) :], "gain": gain, "colour": _colour(gain)}
-        for before, after, gain in zip(texts, texts[1:], gains, strict=False)
+        for before, after, gain in zip(texts[:-1], texts[1:], gains, strict=True)
     ]
-    return {"text": completion["text"], "reward": reward, "notes": contrast, "tokens": tokens}
+    return {"text": completion["text"], "reward": reward, "notes": notes, "tokens": tokens}
+
+
+def _are_of(ids: Sequence[int], text: str, tokenizer: Any) -> bool:
+    """Whether ids are this tokenizer's: another model may have sampled them."""
+    if max(ids) >= len(tokenizer):
+        return False
+    return bool(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) == text)
 
 
 def _colour(gain: float) -> str:
