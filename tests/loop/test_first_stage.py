@@ -266,6 +266,16 @@ def test_a_kill_in_the_first_training_is_gone_on_from(run, tmp_path, monkeypatch
     assert mine == other
 
 
+def test_what_another_model_answers_does_not_wait_for_it(tmp_path):
+    project = make(tmp_path / "p")
+    by_itself, by_another = (
+        {p.stage.name: p.stage.inputs for p in project.planned(*given)} for given in ([], ["sample.model=sandbox"])
+    )
+    assert by_itself["sample"] == ("prompts", "first-merge")
+    assert by_another["sample"] == ("prompts",)
+    assert by_another["train"] == by_itself["train"] == ("pair", "first-merge")
+
+
 def test_planning_makes_nothing(tmp_path):
     found = states(make(tmp_path / "p"))
     assert [found[name] for name in FIRST] == ["todo", "waits", "waits"]

@@ -165,7 +165,8 @@ class _Planner:
             sampled_by: tuple[str, ...] = (*BOXES, "pairs/splits.py", "loop/sampling.py", "signals/attribute.py")
             if section.rewrite is not None:
                 sampled_by = (*sampled_by, *REWRITING)
-            self._add("sample", r, "", sampling | chunk, ("prompts", *before), *sampled_by)
+            asked = before if section.model is None else ()
+            self._add("sample", r, "", sampling | chunk, ("prompts", *asked), *sampled_by)
         merged = []
         for branch, way in recipe.ways.items():
             source = "preferences" if recipe.preferences is not None else self._pairs(r, branch, way, before)
