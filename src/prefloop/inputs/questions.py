@@ -76,7 +76,11 @@ def _sandbox(section: QuestionsSection, seed: int) -> list[QuestionRow]:
     except ValueError as error:
         fix = "set questions.path to sandbox:library/train or sandbox:library/heldout"
         raise UsageError(str(error), where=section.path, fix=fix) from None
-    return [{"id": question_id(q.text), "question": q.text, "answers": [q.answer], "source_id": q.id} for q in found]
+    # The sentence first: it is what a reader learns to say, and the embedded one knows no bare values.
+    return [
+        {"id": question_id(q.text), "question": q.text, "answers": [q.sentence, q.answer], "source_id": q.id}
+        for q in found
+    ]
 
 
 @dataclass

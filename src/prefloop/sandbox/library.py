@@ -34,10 +34,11 @@ class Document(NamedTuple):
 
 
 class Question(NamedTuple):
-    """A question about one fact of one person, and the one right answer."""
+    """A question about one fact of one person; the right answer as a sentence, and as the bare value."""
 
     id: str
     text: str
+    sentence: str
     answer: str
 
 
@@ -92,5 +93,7 @@ def questions(side: str, limit: int | None = None, seed: int = 0) -> list[Questi
         kind = rng.choice(["heart", "archive"])
         name, attribute = rng.choice(world.people(kind, side)), rng.choice(list(ATTRIBUTES))
         text = tasks.question(rng, name, (attribute,))
-        found[text] = Question(content_id("library question", text), text, world.facts[name][attribute])
+        answer = world.facts[name][attribute]
+        sentence = tasks.statement(rng, name, attribute, answer)
+        found.setdefault(text, Question(content_id("library question", text), text, sentence, answer))
     return list(found.values())
