@@ -90,6 +90,8 @@ def measure(
         sides = [orders[name][key] for name in (PLAIN, ALIGNED)]
         if sides[0] and sides[1]:
             found[key] = _pair(sides[0], sides[1], resamples, seed)
+    if "misleading_share" in found:
+        found["misleading_share"]["lower_is_better"] = True
     against = [name for name in systems if name != ALIGNED]
     contrasts = [
         contrast(_right(judged[name], accuracy), aligned, **settings) | {"a": name, "b": ALIGNED} for name in against

@@ -58,7 +58,7 @@ def write_margins(run: Path, stage: str | None, limit: int, out: Path) -> dict[s
     calls = _calls(folders[rating], ids)
     rate = _rate(manifest, rating)
     tokenizer = load_tokenizer(ModelSection.model_validate(rate["model"] or manifest["recipe"]["model"]))
-    shown = [{"place": place, **_pair(pair, rows[pair["prompt_id"]], calls, rate, tokenizer)} for place, pair in chosen]
+    shown = [{"place": at, **_pair(pair, rows[pair["prompt_id"]], calls, rate, tokenizer)} for at, pair in chosen]
     found = {"stage": name, "of": len(pairs), "pairs": shown}
     out.mkdir(parents=True, exist_ok=True)
     atomic.write_text(out / "margins.json", json.dumps(found, ensure_ascii=False))
