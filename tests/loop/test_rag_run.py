@@ -159,9 +159,12 @@ def test_killed_in_four_stages_it_ends_as_if_undisturbed(project, done, tmp_path
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
     other.run_here()
-    assert other.contents() == project.contents()
-    weights = [(p.run_dir / "model" / "model.safetensors").read_bytes() for p in (other, project)]
-    assert weights[0] == weights[1]
+    made = [p.contents() for p in (other, project)]
+    for contents in made:
+        contents.pop("12-train")  # an adapter's configuration names the folder of its base, here stage one's
+    assert made[0] == made[1]
+    for path in ("model/model.safetensors", "stages/12-train/adapter/adapter_model.safetensors"):
+        assert (other.run_dir / path).read_bytes() == (project.run_dir / path).read_bytes()
 
 
 def test_the_plan_is_told_without_running(project, tmp_path):
