@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -151,3 +153,9 @@ def test_a_repeated_id_is_an_error(tmp_path):
 def test_no_file(tmp_path):
     with pytest.raises(UsageError, match="no such file"):
         read(str(tmp_path / "none.jsonl"))
+
+
+def test_either_of_two_boxes_that_need_each_other_may_come_first():
+    """`inputs` tells layouts apart by these columns, and files are read by `inputs`' readers."""
+    for first in ("prefloop.rerank.files", "prefloop.inputs"):
+        subprocess.run([sys.executable, "-c", f"import {first}"], check=True)

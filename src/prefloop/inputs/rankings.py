@@ -21,7 +21,7 @@ from prefloop.errors import UsageError
 from prefloop.inputs.messages import Fault, text_fault
 from prefloop.inputs.problems import Problem, nearest, raw_json
 from prefloop.inputs.readers import Record, Stats, Stream, container_of, read_records
-from prefloop.rerank.files import MEASURE, OURS, TRAIN
+from prefloop.rerank.layouts import MEASURE, OURS, TRAIN
 from prefloop.signals.qa import judge
 
 LAYOUTS = {"rankings": OURS, "published_train": TRAIN, "published_measure": MEASURE}

@@ -21,11 +21,8 @@ from prefloop.inputs.problems import Problem, ProblemLog, nearest, raw_json, sto
 from prefloop.inputs.readers import Record, Stats, container_of, json_type, read_records
 from prefloop.records import RankingRow, content_id
 from prefloop.rerank.groups import Group, document_id
+from prefloop.rerank.layouts import MEASURE, OURS, TRAIN
 from prefloop.store import atomic
-
-OURS = ("query", "documents", "labels", "scores", "id", "query_id", "document_ids", "source")
-TRAIN = ("query", "classification", "rank_list", "positive", "negative", "id")
-MEASURE = ("question", "reference", "ctx", "before", "after", "category", "id")
 
 
 class _Wrong(Exception):
