@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from prefloop.config import Recipe
 from prefloop.engine.tokens import end_of_turn_ids, load_tokenizer
 from prefloop.errors import UsageError
+from prefloop.loop.plan import FIRST_TRAIN, Stage
 from prefloop.loop.run import Loop
 from prefloop.store.cache import Cache
 from prefloop.store.rundir import RunDir
@@ -25,15 +26,18 @@ SAMPLED = 2000
 """Rows whose lengths are looked at; more would change nothing but the time it takes."""
 
 
-def estimate_recipe(recipe: Recipe, out: Path, cache_path: Path, pairs: int | None) -> Estimate:
-    """Predict the first round's training.
+def estimate_recipe(
+    recipe: Recipe, out: Path, cache_path: Path, pairs: int | None, stage: str | None = None
+) -> Estimate:
+    """Predict a training.
 
     Args:
         out: the run directory, which may not exist yet. Where its pairs are made, their lengths are used.
         pairs: how many there will be; needed while they are not made.
+        stage: which training; without it the first round's, of several branches the first one's.
 
     Raises:
-        UsageError: neither made nor said how many; or the model cannot be trained as asked.
+        UsageError: neither made nor said how many; there is no such training; or the model cannot be trained as asked.
     """
     from prefloop.train.encode import Encoder
     from prefloop.train.estimate import estimate
@@ -43,7 +47,9 @@ def estimate_recipe(recipe: Recipe, out: Path, cache_path: Path, pairs: int | No
     with Cache(cache_path) if cache_path.exists() else nullcontext() as cache:
         loop = Loop(recipe, RunDir(out, None), cache)
         planned = {p.stage.name: p for p in loop.survey()}
-        before = loop.previous(loop["train"])
+        training = _training(loop, stage)
+        _, section = recipe.training(training.round, training.branch)
+        before = loop.previous(training)
         success = planned[before].success
         if success is None:
             if pairs is None:
@@ -51,12 +57,12 @@ def estimate_recipe(recipe: Recipe, out: Path, cache_path: Path, pairs: int | No
                     f"the stage {before} is not done, so it is not known how many pairs there will be",
                     fix="say how many with --pairs, or run the recipe up to its pairs first (prefloop pair …)",
                 )
-            unpaired = OBJECTIVES[recipe.train.objective.type].takes == "unpaired"
-            return estimate(recipe.model, recipe.train, None, pairs * (2 if unpaired else 1))
+            unpaired = OBJECTIVES[section.objective.type].takes == "unpaired"
+            return estimate(recipe.model, section, None, pairs * (2 if unpaired else 1))
         tokenizer = load_tokenizer(recipe.model)
-        objective = recipe.train.objective
+        objective = section.objective
         takes, judged = OBJECTIVES[objective.type].takes, judged_prompt(objective)
-        encoder = Encoder(tokenizer, end_of_turn_ids(tokenizer)[0], recipe.train.max_length, takes, judged)
+        encoder = Encoder(tokenizer, end_of_turn_ids(tokenizer)[0], section.max_length, takes, judged)
         rows: Iterator[Any] = islice(loop.folder(before).rows(), SAMPLED)
         lengths: list[Row] = [
             (len(example.prompt_ids), _lengths(example))
@@ -68,8 +74,19 @@ def estimate_recipe(recipe: Recipe, out: Path, cache_path: Path, pairs: int | No
             raise UsageError("none of the pairs fits train.max_length", fix="raise train.max_length")
         # Lists take several rows each, single answers are two of a row: scale what was looked at.
         kept = success["rows"]["kept"]
-        trained = pairs or (1 - recipe.train.validation_share) * kept
-        return estimate(recipe.model, recipe.train, lengths, round(trained * len(lengths) / min(SAMPLED, kept)))
+        trained = pairs or (1 - section.validation_share) * kept
+        return estimate(recipe.model, section, lengths, round(trained * len(lengths) / min(SAMPLED, kept)))
+
+
+def _training(loop: Loop, name: str | None) -> Stage:
+    """A training by its stage's name; without one the first of the loop's."""
+    found = [stage for stage in loop.stages if stage.verb in ("train", FIRST_TRAIN)]
+    if name is None:
+        return next(stage for stage in found if stage.round == 1)
+    for stage in found:
+        if stage.name == name:
+            return stage
+    raise UsageError("this recipe has no such training", where=name, fix=f"one of {', '.join(s.name for s in found)}")
 
 
 def _lengths(example: Example) -> tuple[int, ...]:

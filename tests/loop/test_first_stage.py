@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from tests.loop.conftest import Project, make_project, write_prompts
 
-from prefloop.config import parse_recipe
+from prefloop.config import load_recipe, parse_recipe
 from prefloop.errors import UsageError
 from prefloop.publish.models import export_model
 
@@ -280,3 +280,23 @@ def test_planning_makes_nothing(tmp_path):
     found = states(make(tmp_path / "p"))
     assert [found[name] for name in FIRST] == ["todo", "waits", "waits"]
     assert not (tmp_path / "p" / "out").exists()
+
+
+def test_each_training_can_be_estimated(tmp_path):
+    from prefloop.estimate import estimate_recipe
+
+    project = make(
+        tmp_path / "p", branches={"adapted": {}, "whole": {"train": {"lora": None}}}, evaluate={"holdout": 0.2}
+    )
+    settings = [f"{name}={project.root / file}" for name, file in
+                (("prompts.path", "prompts.jsonl"), ("first.preferences.path", "sft.jsonl"))]  # fmt: skip
+    recipe = load_recipe(str(project.root / "recipe.yaml"), [*settings, "rate.callable=math:sqrt"])
+
+    def trained(stage: str | None) -> bool:
+        found = estimate_recipe(recipe, tmp_path / "out", tmp_path / "none.db", 100, stage)
+        return found.trainable == found.parameters
+
+    whole = {stage: trained(stage) for stage in (None, "adapted-train", "whole-train", "first-train")}
+    assert whole == {None: False, "adapted-train": False, "whole-train": True, "first-train": True}
+    with pytest.raises(UsageError, match="one of first-train, adapted-train, whole-train"):
+        trained("train")

@@ -238,6 +238,9 @@ def estimate(
     pairs: Annotated[
         int | None, typer.Option(help="How many pairs will be trained on, if they are not made yet.")
     ] = None,
+    stage: Annotated[
+        str | None, typer.Option(help="Which training, such as first-train; the loop's first without it.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Predict the memory and the time of a recipe's training, before any weight is loaded."""
@@ -245,7 +248,7 @@ def estimate(
     from prefloop.estimate import estimate_recipe, table
 
     settings = load_answering(recipe, overrides)
-    found = estimate_recipe(settings, out or Path("runs") / settings.name, cache_path(), pairs)
+    found = estimate_recipe(settings, out or Path("runs") / settings.name, cache_path(), pairs, stage)
     results(as_json=as_json).print(table(found))
     if as_json:
         print(json.dumps(found.as_dict()))
