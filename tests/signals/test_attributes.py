@@ -88,11 +88,14 @@ def test_a_file_of_ones_own(tmp_path):
         ("name: mood\npositive: [a]", "negative"),
         ("name: mood\npositive: []\nnegative: [b]", "positive"),
         ("name: mood\npositive: [a]\nnegative: [b]\nneutrale: [c]", "neutrale"),
+        ("name: mood\npositive: [c, a]\nnegative: [b, 'a ']", "the note 'a' is in positive and in negative"),
+        ("name: mood\npositive: [a]\nnegative: [b]\nneutral: [a]", "the note 'a' is in positive and in neutral"),
         ("[a, b", "not readable as YAML"),
+        ("name: m\udcff", "not readable as UTF-8"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said(tmp_path, text, said):
-    (tmp_path / "a.yaml").write_text(text)
+    (tmp_path / "a.yaml").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(UsageError, match=said):
         load(str(tmp_path / "a.yaml"))
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from prefloop.config.base import Section
 from prefloop.errors import UsageError
@@ -38,6 +38,13 @@ class Attribute(Section):
     positive: tuple[str, ...] = Field(min_length=1)
     negative: tuple[str, ...] = Field(min_length=1)
     neutral: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _sides_differ(self) -> Self:
+        for bank in ("negative", "neutral"):
+            if both := sorted({*map(str.strip, self.positive)} & {*map(str.strip, getattr(self, bank))}):
+                raise ValueError(f"the note {both[0]!r} is in positive and in {bank}: no score could tell them apart")
+        return self
 
     def draw(self, key: Sequence[Any], against: Against) -> tuple[str, str]:
         """One prompt's (positive note, note to set against it); a note may be empty.
@@ -71,18 +78,24 @@ def load(name: str) -> Attribute:
     else:
         if not Path(name).is_file():
             raise UsageError("there is no such attribute file", where=name, fix="check the path")
-        text = Path(name).read_text(encoding="utf-8")
+        try:
+            text = Path(name).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UsageError(f"not readable as UTF-8: {error}", where=name) from error
     try:
         data = yaml.safe_load(text)
         return Attribute.model_validate(data)
     except yaml.YAMLError as error:
         raise UsageError(f"not readable as YAML: {error}", where=name) from error
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())
+        problems = "; ".join(
+            f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg'].removeprefix('Value error, ')}"
+            for e in error.errors()
+        )
         raise UsageError(
             f"not an attribute: {problems}",
             where=name,
-            fix="give name, positive and negative, each bank a list of texts",
+            fix="give name, positive and negative, each bank a list of texts of its own",
         ) from None
 
 
