@@ -38,7 +38,7 @@ def cut(judgment: Any, n: int = 0, **more: Any) -> dict[str, Any]:
 
 def test_cuts_own_rows(tmp_path: Path) -> None:
     rows = [
-        cut("Two are missing.", 1),
+        cut("Two are missing.", 1, score=10**400),
         cut(None, 2, input="In Europe."),
         cut("$ERROR$", 3),
         cut("  ", 4),
@@ -90,6 +90,8 @@ def test_what_becomes_of_praise_and_scores_is_a_setting(tmp_path: Path) -> None:
         ("The response isn't correct.", False),
         ("The response is perfect, but too long.", False),
         ("The response is perfect. However, it is long.", False),
+        ("It's correct.", True),
+        ("The answer is correct. Its second line isn't good.", False),
         ("The response is incorrect.", False),
         ("The perfect tense is wrong here.", False),
         ("It should name three.", False),
@@ -97,6 +99,12 @@ def test_what_becomes_of_praise_and_scores_is_a_setting(tmp_path: Path) -> None:
 )
 def test_praise(text: str, praise: bool) -> None:
     assert is_praise(text) is praise
+
+
+def test_praise_is_found_at_once() -> None:
+    """A model that repeats itself: what can be read in 2^n ways would take hours."""
+    assert not is_praise("it" + " 's" * 500)
+    assert is_praise("it" + " 's" * 500 + " perfect")
 
 
 @pytest.mark.parametrize(("text", "failed"), [("$ERROR$", True), ("error", True), ("N/A", True), ("An error.", False)])
@@ -124,7 +132,7 @@ def test_shepherd(tmp_path: Path) -> None:
     assert (len(rejects), reader.layout.name if reader.layout else "") == (1, "shepherd")
 
 
-def answer(text: str, critiques: list[Any] | None, rating: int = 3, skip: bool = False) -> dict[str, Any]:
+def answer(text: str, critiques: Any, rating: int = 3, skip: bool = False) -> dict[str, Any]:
     return {"answer": text, "feedback": {"critiques": critiques, "rating": rating, "skip": skip}}
 
 
@@ -145,15 +153,27 @@ def test_critiques_packed_with_gzip(tmp_path: Path) -> None:
             {"question": "Q5", "rankings": [1], "answers": [answer("g", [{"text": "Bad.", "refinement": ""}])]},
         ],
     }
-    path = written(tmp_path / "critiques.train.jsonl.gz", [{"data": data}, {"data": {"questions": 3}}])
+    strange = {
+        "passage": {"text": "P"},
+        "questions": [{"question": "Q", "rankings": [1], "answers": [answer("a", 5)]}],
+    }
+    path = written(
+        tmp_path / "critiques.train.jsonl.gz", [{"data": data}, {"data": {"questions": 3}}, {"data": strange}]
+    )
     kept, rejects, reader = read(path, on_bad_row="reject")
     assert [(r["prompt"][0]["content"], r["completion"][0]["content"], r["judgment"]) for r in kept] == [
         ("A passage.\nQ1", "b", "Too long. No names."),
         ("A passage.\nQ2", "good", None),
     ]
-    assert sorted(r["reason"] for r in rejects) == ["not judged", "not judged", "not judged", "wrong type"]
-    assert reader.records == 6
-    assert len({r["id"] for r in rejects}) == 4
+    assert sorted(r["reason"] for r in rejects) == [
+        "not judged",
+        "not judged",
+        "not judged",
+        "wrong type",
+        "wrong type",
+    ]
+    assert reader.records == 7
+    assert len({r["id"] for r in rejects}) == 5
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(UsageError, match="no whole gzip file"):
         read(path, on_bad_row="reject")
@@ -175,6 +195,10 @@ def test_ultrafeedback(tmp_path: Path) -> None:
     assert len({r["prompt_id"] for r in kept}) == 1
     assert not rejects
     assert reader.columns.left == {"source": 1, "models": 1}
+    # An answer that nobody judged is not one that nothing is wrong with.
+    written(path, [{"instruction": "When?", "models": [], "completions": [{"response": "D", "critique": None}]}])
+    with pytest.raises(UsageError, match=r"critique.*missing"):
+        read(path)
 
 
 def test_our_own_rows_come_back(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def critique(value: Mapping[str, Any]) -> Judged:
         row.left_out = Fault("not_judged", "answer", "was skipped by the labeller, or is empty", "")
         return row
     row = _answered(row, text, value["answer"], "answer")
-    said = [c for c in value["critiques"] or () if isinstance(c, Mapping)]
+    said = value["critiques"]
     if said:
         row.judgment = " ".join(str(c.get("text") or "") for c in said).strip()
         if said[-1].get("refinement") == "":
@@ -94,7 +94,8 @@ def completion(value: Mapping[str, Any]) -> Judged:
     """One of the answers to an instruction, with its critique, of `completions`."""
     row = Judged(faults=[f for f in (text_fault(value["instruction"], "instruction"),) if f is not None])
     said = {"critique": value.get("critique"), "score": value.get("overall_score")}
-    return _said(_answered(row, value["instruction"], value.get("response"), "completions.response"), said, "critique")
+    answered = _answered(row, value["instruction"], value.get("response"), "completions.response")
+    return _said(answered, said, "critique", missing=True)
 
 
 def questions(value: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -114,7 +115,7 @@ def questions(value: Mapping[str, Any]) -> list[Mapping[str, Any]]:
                     "passage": data["passage"]["text"],  # type: ignore[index]
                     "question": one["question"],
                     "answer": answer["answer"],
-                    "critiques": told.get("critiques"),
+                    "critiques": [dict(c) for c in told.get("critiques") or ()],
                     "rating": told.get("rating"),
                     "skip": bool(told.get("skip")),
                 }
@@ -156,7 +157,7 @@ def _said(row: Judged, value: Mapping[str, Any], column: str, *, missing: bool =
         row.judgment = said
     try:
         score = float(value["score"]) if value.get("score") not in (None, "") else None
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         score = None  # UltraFeedback writes "N/A"
     row.score = score if score is not None and math.isfinite(score) else None
     return row
@@ -165,16 +166,17 @@ def _said(row: Judged, value: Mapping[str, Any], column: str, *, missing: bool =
 # -------------------------------------------------------------------------------------------------------- verdicts
 
 _FAILED = re.compile(r"\W*(error|failed|n/?a|none|null|nan|timeout)\W*", re.IGNORECASE)
+# A word begins with a letter: were `'s` one, n of them could be read in 2^n ways (test_praise_is_found_at_once).
 _PRAISE = re.compile(
     r"\W*(?:(?:the|this|your|its?|that|overall|response|answer|output|assistant|is|was|looks|seems|appears|provided|"
     r"given|generated|completely|absolutely|entirely|already|very|quite|both|no|nothing|mistakes?|errors?|issues?|"
-    r"wrong|found|with|there|are|in|it|to|be|'s|s|a|an)\W+)*"
+    r"wrong|found|with|there|are|in|it|to|be|s|a|an)\W+)*"
     r"(?:perfect|perfectly|flawless|excellent|correct|accurate|great|good|well-written|satisfactory|fine)\b",
     re.IGNORECASE,
 )
 _DOUBT = re.compile(
     r"\b(but|however|although|though|except|unless|almost|nearly|mostly|largely|somewhat|partially|partly|"
-    r"(?:not|n't|never|less than) (?:\w+ )?(?:perfect|correct|accurate|good|fine)|missing|miss(?:es|ed)|"
+    r"(?:not|\w+n['’]t|never|less than) (?:\w+ )?(?:perfect|correct|accurate|good|fine)|missing|miss(?:es|ed)|"
     r"lack(?:s|ed|ing)?|incorrect(?:ly)?|inaccurate|unnecessary|should(?:n't)?|could(?:n't)? (?:be|have)|"
     r"would (?:be|have been) (?:better|more)|improve\w*|forgot|fails?|failed|instead of|too \w+|"
     r"(?<!nothing )(?<!anything )wrong|(?<!no )(?<!any )(?:mistakes?|errors?|issues?))\b",

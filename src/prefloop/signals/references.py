@@ -114,8 +114,8 @@ def _refined(record: Mapping[str, object]) -> list[tuple[str, str]]:
     for one in questions(record):
         said = critique(one)
         if said.left_out is None and not said.faults:
-            last = [c for c in one["critiques"] or () if isinstance(c, Mapping)][-1:]
-            text = str((last[0].get("refinement") if last else None) or one["answer"])
+            refined = one["critiques"][-1].get("refinement") if one["critiques"] else None
+            text = str(refined or one["answer"])
             found.append((_key_of_text(said.prompt[0]["content"]), text))
     return found
 
