@@ -71,6 +71,19 @@ def test_other_names_of_columns_keys_and_speakers(tmp_path):
     assert reader.columns.left == {"note": 1}
 
 
+def test_a_column_that_another_stands_for_is_not_read(tmp_path):
+    entry = {"file_name": "pairs.json", "formatting": "sharegpt", "ranking": True, "columns": {"weight": "w"}}
+    rows, reader = read(write(tmp_path, entry, [{**row(0, 0.9), "w": 0.5}, {"w": 0.25, **row(1, 0.9)}]))
+    assert [r["weight"] for r in rows] == [0.5, 0.25]
+    assert reader.columns.left == {"weight (not in columns)": 2}
+
+
+def test_columns_that_are_no_names(tmp_path):
+    entry = {"file_name": "pairs.json", "formatting": "sharegpt", "ranking": True, "columns": ["weight"]}
+    with pytest.raises(UsageError, match="columns and tags map names to names"):
+        read(write(tmp_path, entry))
+
+
 def test_one_of_several_and_demonstrations(tmp_path):
     demonstration = {"file_name": "talks.json", "formatting": "sharegpt"}
     path = write(tmp_path, talks=demonstration)

@@ -69,11 +69,13 @@ def test_by_turn_every_wording_has_its_passages():
         ("name: x\nform: '{instruction}'\nvariants: [{id: a, instruction: b}]", r"needs \{passage\} once"),
         ("name: x\nvariants: [{id: a, instruction: b}, {id: a, instruction: c}]", "two are called a"),
         ("name: x\nkey: k\nvariants: [{id: a, instruction: b}]", "belong together"),
+        ("name: x\nvariants: [{id: a, instruction: 'b {passage}'}]", "belongs into form alone"),
         ("name: [", "not readable as YAML"),
+        ("name: \x80\nvariants: [{id: a, instruction: b}]", "not a bank"),
     ],
 )
 def test_a_faulty_bank_is_told(text, said, tmp_path):
-    (tmp_path / "bank.yaml").write_text(text)
+    (tmp_path / "bank.yaml").write_text(text, encoding="latin-1")
     with pytest.raises(UsageError, match=said):
         load(RewriteSection(bank=str(tmp_path / "bank.yaml"), answer="text"))
 
@@ -111,7 +113,11 @@ def test_what_is_encoded_is_decoded(text):
         ("{}", None),
         ("I rewrote it, and here it ends.", None),
         ("", None),
+        ('{"a":' * 3000, None),
+        ("{" * 3000, None),
+        ('{"Rewritten Text": ' + "[" * 3000, None),
     ],
+    ids=lambda given: str(given)[:20],
 )
 def test_what_models_write_in_place_of_json(answer, text):
     assert decode(answer, JSON) == text

@@ -137,3 +137,28 @@ def test_what_is_missing_is_named(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="has no corpus"):
         read_collection(tmp_path / "empty")
+
+
+def test_a_zip_that_is_damaged_inside(tmp_path):
+    folder = small(tmp_path / "whole")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as packed:  # stored, so that bytes are found again
+        for file in sorted(folder.rglob("*.*")):
+            packed.write(file, file.relative_to(folder))
+    content = (tmp_path / "a.zip").read_bytes()
+    (tmp_path / "a.zip").write_bytes(content.replace(b'"uno"', b'"uni"'))
+    with pytest.raises(UsageError, match=r"a\.zip:corpus/m-x_tmp0\.2\.jsonl: cannot be read: Bad CRC-32"):
+        read_collection(tmp_path / "a.zip")
+
+
+def test_two_texts_of_one_query_are_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"queries\.jsonl, line 3: the id q1 is there twice, with two texts"):
+        read_collection(small(tmp_path / "a", queries=[("q1", "what"), ("q2", "who"), ("q1", "why")]))
+    twice = small(tmp_path / "b", queries=[("q1", "what"), ("q2", "who"), ("q1", "what")])
+    assert read_collection(twice).queries == [Query("q1", "what"), Query("q2", "who")]
+
+
+def test_one_corpus_file_beside_a_folder_of_them_is_refused(tmp_path):
+    folder = small(tmp_path)
+    (folder / "corpus.jsonl").write_text('{"_id": "d1", "text": "one"}')
+    with pytest.raises(UsageError, match=r"has both corpus\.jsonl and corpus/human\.jsonl"):
+        read_collection(folder)

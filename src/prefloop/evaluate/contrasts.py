@@ -52,6 +52,6 @@ def verdict(entry: dict[str, Any]) -> str:
     Where all differences are the same the interval has no width and lies on one side of 0 however few they are; the
     test then decides alone: of six equal differences it says "higher", of five it does not.
     """
-    if entry["p_holm"] >= SIGNIFICANT:
+    if entry["p_holm"] >= SIGNIFICANT or entry["ci_low"] is None:  # not defined: nothing is said
         return SAME
     return HIGHER if entry["ci_low"] > 0 else LOWER if entry["ci_high"] < 0 else SAME

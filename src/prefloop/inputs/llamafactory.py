@@ -66,6 +66,8 @@ class Entry:
         found: dict[str, Any] = {}
         for column, given in value.items():
             name = theirs.get(column, column)
+            if column not in theirs and column in self.columns:
+                name = f"{column} (not in columns)"  # another column stands for it
             if name in ("conversations", "chosen", "rejected"):
                 given = [self._turn(turn) for turn in given] if isinstance(given, list) else self._turn(given)
             found[name] = given
@@ -129,7 +131,9 @@ def _entry(path: str, name: str, given: Mapping[str, Any]) -> Entry:
     file = Path(path).parent / str(given.get("file_name") or "")
     if not file.is_file():
         raise UsageError(f"its file {given.get('file_name')!r} is not there", where=where, fix="correct file_name")
-    columns, tags = (dict(given.get(part) or {}) for part in ("columns", "tags"))
+    columns, tags = (given.get(part) or {} for part in ("columns", "tags"))
+    if not isinstance(columns, dict) or not isinstance(tags, dict):
+        raise UsageError("columns and tags map names to names", where=where, fix='write "columns": {"messages": …}')
     ranking = bool(given.get("ranking"))
     return Entry(
         name=name,

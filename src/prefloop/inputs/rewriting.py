@@ -55,6 +55,8 @@ class Bank(Section):
         for place in ("{instruction}", PASSAGE):
             if self.form.count(place) != 1:
                 raise ValueError(f"form: needs {place} once, and has it {self.form.count(place)} times")
+        if any(PASSAGE in text for text in (self.reply, *(variant.instruction for variant in self.variants))):
+            raise ValueError(f"{PASSAGE} belongs into form alone")
         ids = [variant.id for variant in self.variants]
         if twice := sorted({name for name in ids if ids.count(name) > 1}):
             raise ValueError(f"variants: two are called {twice[0]}")
@@ -98,7 +100,7 @@ def _read(name: str) -> Bank:
     elif not Path(name).is_file():
         raise UsageError("there is no such file of rewriting requests", where=name, fix="check the path")
     else:
-        text = Path(name).read_text(encoding="utf-8")
+        text = Path(name).read_bytes().decode("utf-8", "replace")
     try:
         return Bank.model_validate(yaml.safe_load(text))
     except yaml.YAMLError as error:
@@ -165,10 +167,13 @@ def _object(answer: str) -> object:
         return None
     try:
         return json.loads(answer[start : end + 1], strict=False)
-    except ValueError:
+    except (ValueError, RecursionError):
         import json_repair
 
-        found = json_repair.loads(answer[start:])
+        try:
+            found = json_repair.loads(answer[start:])
+        except (ValueError, RecursionError):  # a model that says nothing but brackets
+            return None
         # Several objects come as a list: the answer is the first.
         return next((one for one in found if isinstance(one, dict)), None) if isinstance(found, list) else found
 

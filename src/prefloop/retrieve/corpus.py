@@ -18,7 +18,9 @@ import importlib.resources
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Protocol
@@ -129,10 +131,13 @@ class _Zip:
             self._around = f"{tops.pop()}/"
         self.names = sorted(str(n).removeprefix(self._around) for n in inside)
 
-    def open(self, name: str) -> Any:
+    @contextmanager
+    def open(self, name: str) -> Iterator[Any]:
         try:
-            return self._zip.open(self._around + name)
-        except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+            with self._zip.open(self._around + name) as stream:
+                yield stream
+        # While it is read, too: its checksum is known at its end.
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
             raise UsageError(f"cannot be read: {error}", where=f"{self.where}:{name}", fix="fetch it again") from error
 
 
@@ -195,6 +200,13 @@ def read_collection(
 
 def _corpus(files: _Files, sources: Sequence[str] | None) -> dict[str, list[Passage]]:
     single = next((n for n in ("corpus.jsonl", "corpus.parquet") if n in files.names), None)
+    several = [n for n in map(PurePosixPath, files.names) if n.parts[0] == "corpus" and n.suffix in _SUFFIXES]
+    if single is not None and several:
+        raise UsageError(
+            f"has both {single} and {several[0]}",
+            where=files.where,
+            fix=f"move the passages of {single} into corpus/<source>.jsonl, or remove one of the two",
+        )
     if single is not None:
         with files.open(single) as stream:
             return _passages(stream, f"{files.where}/{single}", None)
@@ -246,8 +258,12 @@ def _passages(stream: Any, where: str, source: str | None) -> dict[str, list[Pas
 
 def _queries(files: _Files, name: str) -> list[Query]:
     where = f"{files.where}/{name}"
+    found: dict[str, Query] = {}
     with files.open(name) as stream:
-        found = {q.id: q for q in (Query(_id(row, at), _text(row, "text", at)) for at, row in _rows(stream, where))}
+        for place, row in _rows(stream, where):
+            query = Query(_id(row, place), _text(row, "text", place))
+            if found.setdefault(query.id, query) != query:
+                raise UsageError(f"the id {query.id} is there twice, with two texts", where=place, fix="remove one")
     return list(found.values())
 
 
