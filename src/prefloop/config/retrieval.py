@@ -18,7 +18,7 @@ LANGUAGES = (
 _MODEL_ONLY = (
     "candidates",
     *("passages", "revision", "passages_revision", "dtype", "device", "similarity", "pooling"),
-    *("query_prompt", "passage_prompt", "max_length", "trust_remote_code"),
+    *("search", "query_prompt", "passage_prompt", "max_length", "trust_remote_code"),
 )
 
 
@@ -29,8 +29,9 @@ class RetrieverSection(Section):
     """Retrievers run in this process; the field is there because whoever opens models asks for it."""
 
     path: str = Field(
+        min_length=1,
         description="`bm25`, a hub id or folder of a sentence-transformers encoder or cross-encoder, or `sandbox` for "
-        "the embedded encoder."
+        "the embedded encoder.",
     )
     passages: str | None = Field(
         None,
@@ -55,6 +56,11 @@ class RetrieverSection(Section):
         "auto",
         description="How token vectors become one; auto: as the encoder's folder says, the mean where it says nothing "
         "(a plain transformer).",
+    )
+    search: Literal["numpy", "faiss"] = Field(
+        "numpy",
+        description="Encoder: what searches its vectors, exactly either way; faiss comes with prefloop[faiss], and is "
+        "for many passages and processors.",
     )
     query_prompt: str | None = Field(None, description="Text before each query; the encoder's own without it.")
     passage_prompt: str | None = Field(None, description="Text before each passage; the encoder's own without it.")
@@ -90,6 +96,8 @@ class RetrieverSection(Section):
             raise ValueError("kind bm25 has no model: write path bm25")
         if stray:
             raise ValueError(f"{', '.join(stray)}: of no use to {'bm25' if is_bm25 else 'a model'}; leave it away")
+        if self.kind == "cross_encoder" and self.search != "numpy":
+            raise ValueError("search: a cross-encoder has no vectors to search; leave it away")
         if self.kind == "cross_encoder" and self.passages is not None:
             raise ValueError("passages: a cross-encoder reads query and passage together; leave it away")
         if self.language is not None and self.language not in LANGUAGES:

@@ -40,6 +40,11 @@ Values = dict[str, dict[str, float]]
 METRICS = ("ndcg", "map", "recall", "p")
 
 
+def metric_names(ks: Sequence[int]) -> list[str]:
+    """ndcg@1, map@1, … of every cut-off."""
+    return [f"{name}@{k}" for k in ks for name in METRICS]
+
+
 def metrics(run: Run, judgements: Judgements, ks: Sequence[int], ties: Ties = "trec") -> Values:
     """ndcg, map, recall and p at every k, of each query that is both in the run and judged.
 
@@ -120,7 +125,7 @@ def _expected(tied: Sequence[Sequence[Version]], grades: Mapping[Version, int], 
     ideal = sorted((g for g in grades.values() if g > 0), reverse=True)
     relevant = len(ideal)
     if relevant == 0:
-        return {f"{name}@{k}": 0.0 for k in ks for name in METRICS}
+        return dict.fromkeys(metric_names(ks), 0.0)
     gains: list[float] = []  # expected, by place, like the next two
     hits: list[float] = []
     precisions: list[float] = []

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from prefloop.evaluate.retrieval_metrics import Ties, Values, source_rate, tied_share
+from prefloop.evaluate.retrieval_metrics import Ties, Values, metric_names, source_rate, tied_share
 from prefloop.evaluate.source_bias import relative_delta_interval
 from prefloop.evaluate.source_task import HEADLINE, Searched, Settings, Task, judge
 from prefloop.evaluate.stats import bootstrap_means, randomisation_test
@@ -21,7 +21,7 @@ def mixed_figures(searched: Searched, task: Task, settings: Settings) -> tuple[d
     targets = {**{s: task.judged([s]) for s in sources}, "all": task.judged(sources)}
     values = {target: judge(run, judged, settings, settings.ties) for target, judged in targets.items()}
     beside = {s: judge(run, targets[s], settings, other_ties) for s in sources}
-    means = {target: mean_values(found) for target, found in values.items()}
+    means = {target: mean_values(found, settings) for target, found in values.items()}
     entry: dict[str, Any] = {
         "queries": len(values["all"]),
         "no_hit": len(task.queries) - len(run),
@@ -29,7 +29,7 @@ def mixed_figures(searched: Searched, task: Task, settings: Settings) -> tuple[d
         "ties": settings.ties,
         "tied_places@10": tied_share(run, HEADLINE),
     }
-    for name in means["all"]:
+    for name in metric_names(settings.cutoffs):
         entry[name] = {target: found[name] for target, found in means.items()}
     for k in settings.cutoffs:
         entry[f"relative_delta@{k}"] = {
@@ -115,6 +115,7 @@ def nullable(interval: Interval) -> dict[str, Any]:
     return {k: None if math.isnan(v) else v for k, v in interval.json().items()}
 
 
-def mean_values(values: Values) -> dict[str, float]:
-    names = next(iter(values.values()), {})
-    return {name: sum(v[name] for v in values.values()) / len(values) for name in names}
+def mean_values(values: Values, settings: Settings) -> dict[str, float | None]:
+    """Each metric's mean over queries; None of no query."""
+    names = metric_names(settings.cutoffs)
+    return {name: sum(v[name] for v in values.values()) / len(values) if values else None for name in names}

@@ -103,7 +103,7 @@ def measure_sources(
             values = judge(
                 search(retriever, task, [source], settings).run, task.judged([source]), settings, settings.ties
             )
-            alone[source] = mean_values(values) | {"queries": len(values)}
+            alone[source] = mean_values(values, settings) | {"queries": len(values)}
             rows += [{"query": q, "target": f"{source} alone", **v} for q, v in values.items()]
         entry["alone"] = alone
         measured.retrievers[name] = entry

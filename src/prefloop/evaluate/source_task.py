@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from prefloop.errors import UsageError
-from prefloop.evaluate.retrieval_metrics import Found, Judgements, Run, Ties, Values, metrics
+from prefloop.evaluate.retrieval_metrics import Found, Judgements, Run, Ties, Values, metric_names, metrics
 from prefloop.evaluate.source_texts import Likeness, compare
 from prefloop.retrieve.corpus import HUMAN, Passage, Qrels, Query
 from prefloop.retrieve.retriever import Index, Retriever
@@ -138,6 +138,6 @@ def judge(run: Run, judgements: Judgements, settings: Settings, ties: Ties) -> V
     """Metrics by query; of a query without hits none, or zeros."""
     values = metrics(run, judgements, settings.cutoffs, ties)
     if settings.no_hit == "zero":
-        names = [f"{m}@{k}" for m in ("ndcg", "map", "recall", "p") for k in settings.cutoffs]
+        names = metric_names(settings.cutoffs)
         values |= {q: dict.fromkeys(names, 0.0) for q in judgements if q not in values}
     return values

@@ -51,6 +51,7 @@ def _section(word: str) -> RetrieverSection:
         raise UsageError("is no section in braces", where=word, fix="write {path: …, similarity: dot}") from error
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}".removeprefix(": ") for e in error.errors())
+        faults = faults.replace("Value error, ", "")
         raise UsageError(faults, where=f"--retriever {word}", fix="see the retriever's settings in docs") from error
 
 
@@ -176,7 +177,7 @@ def lines(summary: dict[str, Any]) -> list[list[str]]:
     """Rows of the table on the terminal: a retriever each, and a source where there are several."""
     found = []
     for name, source, entry, delta in _entries(summary):
-        ndcg = entry.get(f"ndcg@{HEADLINE}", {}).get("all")
+        ndcg = entry[f"ndcg@{HEADLINE}"]["all"]
         label = name if len(entry["win_rate"]) == 1 else f"{name} · {source}"
         wins = spoken(entry["win_rate"][source], 100, "{:.1f}")
         cells = [spoken(delta), spoken(delta["length_matched"]), wins]
@@ -194,7 +195,11 @@ def sentences(summary: dict[str, Any]) -> list[str]:
     lines = []
     for name, source, _, delta in _entries(summary):
         words = said.get(delta["verdict"], "no detectable preference between {human} and {source}")
-        lines.append(f"{name}: {words.format(human=human, source=source)} (p {delta['p_holm']:.2g})")
+        line = f"{name}: {words.format(human=human, source=source)} (p {delta['p_holm']:.2g})"
+        neutral = delta.get("neutral")  # there where the main figures are trec_eval's
+        if delta["verdict"] in said and neutral and neutral["ci_low"] <= 0 <= neutral["ci_high"]:
+            line += f", but only by how trec_eval orders equal scores: {spoken(neutral)} with --ties neutral"
+        lines.append(line)
     return lines
 
 

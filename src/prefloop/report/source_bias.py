@@ -27,8 +27,8 @@ def render_source_bias(summary: Mapping[str, Any], gaps: Mapping[str, Mapping[st
         other = "neutral" if entry["ties"] == "trec" else "trec"
         row["ties"], row["other_ties"], row["other"] = entry["ties"], other, delta[other]
         row["matched"] = delta["length_matched"]
-        row["alone"] = [entry["alone"][s].get("ndcg@10") for s in (summary["corpus"]["human"], source)]
-        row["ndcg"] = [entry.get("ndcg@10", {}).get(t) for t in ("all", summary["corpus"]["human"], source)]
+        row["alone"] = [entry["alone"][s]["ndcg@10"] for s in (summary["corpus"]["human"], source)]
+        row["ndcg"] = [entry["ndcg@10"][t] for t in ("all", summary["corpus"]["human"], source)]
         row["queries"], row["no_hit"], row["no_hit_queries"] = (
             entry["queries"],
             entry["no_hit"],

@@ -1,9 +1,8 @@
 """What finds passages for queries and scores pairs: BM25, an encoder, a cross-encoder behind BM25.
 
-Texts are embedded once, equal ones together, and through the cache. Search is exact: an encoder's scores of a block of
-passages at a time, so memory holds the vectors (4 bytes a dimension and distinct passage) and one block of scores.
-Equal texts get equal scores to the last bit, and what ties with the k-th hit is found too, so that whoever breaks ties
-has them all.
+Texts are embedded once, equal ones together, and through the cache. Search is exact (`vectors`); memory holds the
+vectors, 4 bytes a dimension and distinct passage, and one block of scores. Equal texts get equal scores to the last
+bit, and what ties with the k-th hit is found too, so that whoever breaks ties has them all.
 """
 
 from __future__ import annotations
@@ -18,11 +17,12 @@ from prefloop.backends.bm25 import settings as bm25_settings
 from prefloop.backends.cached import CachedBackend
 from prefloop.config import RetrieverSection
 from prefloop.errors import UsageError
+from prefloop.retrieve.vectors import hold, require_faiss, top
 from prefloop.store.cache import Cache
 from prefloop.store.fingerprint import Memo, model_digest
 
-# Scores held at once: 1024 queries x 16384 passages x 4 bytes = 64 MB.
-_QUERIES, _PASSAGES = 1024, 16384
+_QUERIES = 1024
+"""Queries searched at once."""
 
 Array = Any
 
@@ -82,14 +82,15 @@ class EncoderRetriever(Retriever):
     Args:
         backend: answers `embed`, usually cached.
         similarity: cosine or dot.
+        search: by numpy or faiss, see `vectors`; scores of pairs are computed without either.
     """
 
-    def __init__(self, backend: Backend, similarity: str, name: str = "encoder") -> None:
+    def __init__(self, backend: Backend, similarity: str, name: str = "encoder", search: str = "numpy") -> None:
         if similarity not in ("cosine", "dot"):
             raise UsageError(
                 f"compares vectors by {similarity}, which is not supported", where=name, fix="set similarity"
             )
-        self.backend, self.similarity, self.name = backend, similarity, name
+        self.backend, self.similarity, self.name, self.search = backend, similarity, name, search
         self.identity = backend.identity | {"similarity": similarity}
 
     def embed(self, texts: Sequence[str], role: str = "passage") -> Array:
@@ -135,27 +136,16 @@ class _EncoderIndex:
         for position, text in enumerate(passages):
             self._places.setdefault(text, []).append(position)
         self._positions = list(self._places.values())
-        self._vectors_ND = retriever.embed(list(self._places), "passage")
+        self._vectors = hold(retriever.embed(list(self._places), "passage"), retriever.search)
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        import numpy as np
-
         unique = list(dict.fromkeys(queries))
         found: dict[str, list[Hit]] = {}
         for start in range(0, len(unique), _QUERIES):
             some = unique[start : start + _QUERIES]
-            vectors_QD = self._retriever.embed(some, "query")
-            best: list[list[tuple[Array, Array]]] = [[] for _ in some]
-            for first in range(0, len(self._vectors_ND), _PASSAGES):
-                scores_QP = vectors_QD @ self._vectors_ND[first : first + _PASSAGES].T
-                for q, scores_P in enumerate(scores_QP):
-                    kept = _top(scores_P, k)
-                    best[q].append((kept + first, scores_P[kept]))
-            for query, parts in zip(some, best, strict=True):
-                rows = np.concatenate([rows for rows, _ in parts]) if parts else np.zeros(0, dtype=int)
-                scores = np.concatenate([scores for _, scores in parts]) if parts else np.zeros(0)
-                kept = _top(scores, k)
-                spread = [(p, s) for r, s in zip(rows[kept], scores[kept]) for p in self._positions[r]]
+            best = self._vectors.search(self._retriever.embed(some, "query"), k)
+            for query, (rows, scores) in zip(some, best, strict=True):
+                spread = [(p, s) for r, s in zip(rows, scores, strict=True) for p in self._positions[r]]
                 found[query] = _cut([Hit(p, float(s)) for p, s in spread], k)
         return [found[query] for query in queries]
 
@@ -229,7 +219,7 @@ class _Bm25Index:
                 continue
             scores_N = self._model.get_scores_from_ids(words)
             hits_H = np.flatnonzero(scores_N > 0)  # a passage without any of the words is no hit
-            kept = hits_H[_top(scores_N[hits_H], k)]
+            kept = hits_H[top(scores_N[hits_H], k)]
             results.append(_cut([Hit(int(p), float(scores_N[p])) for p in kept], k))
         return results
 
@@ -309,16 +299,22 @@ def open_retriever(
         corpus: texts whose words BM25 counts when it scores pairs; the section's `corpus` without it.
 
     Raises:
-        UsageError: there is no such model, or the section's corpus cannot be read.
+        UsageError: there is no such model, the section's corpus cannot be read, or faiss is asked for and not there.
     """
     kind = kind_of(section)
     if kind == "bm25":
         return Bm25Retriever(section, _counted(section) if corpus is None else corpus)
+    if section.search == "faiss":
+        if kind != "encoder":
+            raise UsageError(
+                "is a cross-encoder, and faiss searches vectors", where=section.path, fix="leave search out"
+            )
+        require_faiss()
     backend = CachedBackend(open_model(section, kind, cache), cache)
     retriever: Retriever
     if kind == "encoder":
         own = backend.inner.similarity if section.similarity == "auto" else section.similarity  # type: ignore[attr-defined]
-        retriever = EncoderRetriever(backend, own, section.name)
+        retriever = EncoderRetriever(backend, own, section.name, section.search)
     else:
         retriever = CrossEncoderRetriever(backend, section)
     backend.on_batch = retriever.report
@@ -375,7 +371,9 @@ def retriever_identity(section: RetrieverSection, memo: Memo | None = None) -> d
     from prefloop.engine.load import resolve_encoder_path
     from prefloop.store.fingerprint import file_digest, folder_digest
 
-    said = section.model_dump(exclude={"device", "batch_size", "path", "passages", "corpus"})
+    # Revisions are told by the commits in the digests.
+    without = {"device", "batch_size", "path", "passages", "corpus", "revision", "passages_revision"}
+    said = section.model_dump(exclude=without)
     for name in ("path", "passages"):
         path, revision = getattr(section, name), section.revision if name == "path" else section.passages_revision
         if path is not None and path != "bm25":
@@ -395,16 +393,6 @@ def _counted(section: RetrieverSection) -> list[str] | None:
     from prefloop.retrieve.corpus import read_collection
 
     return [p.text for passages in read_collection(section.corpus).passages.values() for p in passages]
-
-
-def _top(scores_N: Array, k: int) -> Array:
-    """Places of the k best and of what ties with the k-th, in no order."""
-    import numpy as np
-
-    if len(scores_N) <= k:
-        return np.arange(len(scores_N))
-    least = np.partition(scores_N, len(scores_N) - k)[len(scores_N) - k]
-    return np.flatnonzero(scores_N >= least)
 
 
 def _cut(hits: list[Hit], k: int) -> list[Hit]:
