@@ -11,15 +11,19 @@ import torch
 from torch import Tensor
 from training_runs import make_judged, make_rows, run, weights
 
-from prefloop.config import LoraSection, ModelSection, TrainSection
+from prefloop.config import LoraSection, ModelSection, PreferencesSection, TrainSection
 from prefloop.engine.load import load_model
 from prefloop.engine.tokens import encode_completion, encode_prompt, end_of_turn_ids, load_tokenizer
 from prefloop.errors import PrefloopError, UsageError
-from prefloop.train.contrast import Tokens, Totals, contrast, metrics
+from prefloop.inputs.preferences import PreferenceReader
+from prefloop.train.contrast import Tokens, Totals, contrast, metrics, terms
 from prefloop.train.encode import Encoder
+from prefloop.train.examples import Source, prepare
 from prefloop.train.judged import JudgedPrompt
+from prefloop.train.weighing import downsample
 from tiny_models import tiny_model_folder
 
+REAL = Path(__file__).parents[3] / "shared" / "data" / "cut" / "iter1.json"
 SHARP = {"spread": 2.0}
 
 
@@ -197,6 +201,60 @@ def test_an_answer_that_was_cut_off_has_no_end_of_turn() -> None:
         assert isinstance(found, list)
         assert (found[0].responses[0][-1] == end) is (finish != "length")
         assert found[0].contexts == (found[0].prompt_ids, found[0].judged_ids)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-6)])
+@pytest.mark.parametrize("micro", [1, 3])
+def test_random_logits_by_the_published_formula(micro: int, dtype: torch.dtype, tolerance: float) -> None:
+    """Loss and flags of a micro-batch in `token` mode, against probabilities of the whole vocabulary in float64."""
+    draw, compared = torch.Generator().manual_seed(micro), 0
+    for _ in range(20):
+        found: list[tuple[Tensor, Tensor | None]] = []
+        values: list[Tensor] = []
+        counts: list[int] = []
+        for _ in range(micro):
+            length = int(torch.randint(1, 9, (), generator=draw))
+            judged = bool(torch.rand((), generator=draw) < 0.7)
+            # Plain first, then judged; the judged one is near the plain one, so that some tokens are flagged.
+            logits = torch.randn(1 + judged, length, 17, generator=draw, dtype=torch.float64) * 2
+            logits = logits.to(dtype)
+            exact, own = (logits.to(kind).log_softmax(-1)[..., 0] for kind in (torch.float64, dtype))
+            found.append((exact[-1], exact[0] if judged else None))
+            values += list(own)
+            counts.append(1 + judged)
+        response = [index for index, one in enumerate(values) for _ in range(len(one))]
+        lengths = [len(a) for a, _ in found]
+        bad = [n for n, count in zip(lengths, counts, strict=True) if count > 1]
+        tokens = Tokens(
+            torch.cat(values), torch.tensor(response), tuple(counts), Totals(micro, sum(lengths), sum(bad))
+        )
+        objective = section(threshold=1.2, unlike_weight=0.5, normalize="token")
+        assert float(contrast(tokens, objective).mean()) == pytest.approx(published(found, 1.2, 0.5), abs=tolerance)
+        if bad:
+            flags = torch.cat([a - b > math.log(1.2) for a, b in found if b is not None])
+            assert torch.equal(terms(tokens, objective)[1], flags)
+            compared += int(flags.sum())
+    assert compared > 10
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_quarter_of_the_published_round(seed: int, tmp_path: Path) -> None:
+    """CUT's first online round read whole; at 0.25 a seed keeps the same satisfactory answers beside 224 others."""
+    if not REAL.is_file():
+        pytest.skip("the data are not here")
+    reader = PreferenceReader(PreferencesSection(path=str(REAL)))
+    rows = [row for part, _ in reader.parts(1000) for row in part]
+    tokenizer = load_tokenizer(ModelSection(path=str(tiny_model_folder("llama"))))
+    encoder = Encoder(tokenizer, end_of_turn_ids(tokenizer)[0], 100_000, "judgments", JudgedPrompt("alpaca"))
+    examples, held, facts = prepare(Source.of(rows), encoder, tmp_path)
+    assert (len(examples), len(held), facts["rejected"]) == (953, 0, {})
+    kept, left_out = downsample(examples, section(downsample=0.25), seed)
+    assert int(kept.judged.sum()) == 224
+    assert (len(kept) - 224, left_out) == (int(0.25 * 224), 729 - 56)
+    ids, order = [e.id for e in kept], [e.id for e in examples]
+    assert ids == [one for one in order if one in set(ids)]
+    assert ids == [e.id for e in downsample(examples, section(downsample=0.25), seed)[0]]
+    assert ids != [e.id for e in downsample(examples, section(downsample=0.25), seed + 1)[0]]
 
 
 def test_extreme_values_stay_finite() -> None:
