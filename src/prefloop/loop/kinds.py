@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from prefloop.config import AnyRecipe, ModelSection, RagRecipe
+from prefloop.config import AnyRecipe, ModelSection, RagRecipe, RetrieverSection
 from prefloop.loop import plan, rag_plan
 from prefloop.store.cache import Cache
 
@@ -20,7 +20,7 @@ class Kind:
 
     Attributes:
         plan: the stages in order; see `loop.plan.plan`.
-        models_of: every model section of a recipe.
+        models_of: every model of a recipe, retrievers' too.
         pinned: the recipe with every hub model at its commit.
         selects: whether there are several models of which one becomes the run's.
         preflight: finds what is wrong before hours of work, not after.
@@ -28,7 +28,7 @@ class Kind:
     """
 
     plan: Callable[[Any, Cache | None], list[plan.Stage]]
-    models_of: Callable[[Any], list[ModelSection]]
+    models_of: Callable[[Any], list[ModelSection | RetrieverSection]]
     pinned: Callable[[Any, dict[str, str]], Any]
     selects: Callable[[Any], bool]
     preflight: Callable[[Bench], None]

@@ -14,6 +14,7 @@ from prefloop.config import (
     JudgeSignalSection,
     ModelSection,
     Recipe,
+    RetrieverSection,
     RetrieverSignalSection,
     SampleSection,
     SelfRewardSignalSection,
@@ -22,6 +23,7 @@ from prefloop.config import (
 )
 from prefloop.engine.load import resolve_model_path
 from prefloop.errors import UsageError
+from prefloop.loop.pins import Commits, models_of_retriever, pin
 from prefloop.store.cache import Cache
 from prefloop.store.fingerprint import code_digest, file_digest, model_digest
 
@@ -206,7 +208,8 @@ class _Planner:
         if way.judged:
             return self._add("judgments", r, branch, {}, (rate,), "pairs")
         settings = {"pair": way.pair.model_dump(), "seed": self.recipe.seed}
-        return self._add("pair", r, branch, settings, (rate,), "pairs")
+        paired_by = ("pairs", "inputs/rewriting.py") if way.pair.strategy == "straddle" else ("pairs",)
+        return self._add("pair", r, branch, settings, (rate,), *paired_by)
 
     def _harness(self, section: HarnessSection) -> dict[str, Any]:
         from prefloop.evaluate.harness import identity
@@ -312,33 +315,39 @@ def _comparing(rate: Any, sample: SampleSection | None) -> Any:
     return rate
 
 
-def models_of(recipe: Recipe) -> list[ModelSection]:
-    """Every model section of a recipe."""
+def models_of(recipe: Recipe) -> list[ModelSection | RetrieverSection]:
+    """Every model of a recipe; of a retriever path and revision are what counts."""
     rated = [way.rate for way in recipe.ways.values()]
     signals = [s for s in (*rated, recipe.evaluate.judge, *recipe.evaluate.also) if s is not None]
     others = [model for signal in signals for model in signal.models.values()]
     if recipe.sample is not None:
         others.append(recipe.sample.model)
-    return [recipe.model, *(model for model in others if model is not None)]
+    found: list[RetrieverSection] = []
+    for section in (*rated, recipe.source_bias):
+        if isinstance(section, RetrieverSignalSection | SourceBiasSection):
+            found += [*(section.retrievers or ()), *([section.similarity] if section.similarity else [])]
+    retrievers = [model for retriever in found for model in models_of_retriever(retriever)]
+    return [recipe.model, *(model for model in others if model is not None), *retrievers]
 
 
-def pinned(recipe: Recipe, commits: dict[str, str]) -> Recipe:
-    """The recipe with every hub model at its commit, where that is known ("ORG/NAME@BRANCH" -> commit)."""
-
-    def pin(section: ModelSection) -> ModelSection:
-        commit = commits.get(f"{section.path}@{section.revision or 'main'}")
-        return section if commit is None else section.model_copy(update={"revision": commit})
+def pinned(recipe: Recipe, commits: Commits) -> Recipe:
+    """The recipe with every hub model at its commit, where that is known."""
 
     def pin_models(section: Any) -> Any:
-        return section and section.with_models(pin)
+        if isinstance(section, RetrieverSignalSection | SourceBiasSection):
+            retrievers = section.retrievers and tuple(pin(one, commits) for one in section.retrievers)
+            similarity = section.similarity and pin(section.similarity, commits)
+            return section.model_copy(update={"retrievers": retrievers, "similarity": similarity})
+        return section and section.with_models(lambda model: pin(model, commits))
 
     also = [pin_models(section) for section in recipe.evaluate.also]
-    evaluate = recipe.evaluate.model_copy(update={"judge": pin_models(recipe.evaluate.judge), "also": also})
+    measured = {"judge": pin_models(recipe.evaluate.judge), "source_bias": pin_models(recipe.evaluate.source_bias)}
+    evaluate = recipe.evaluate.model_copy(update=measured | {"also": also})
     branches = {n: b.model_copy(update={"rate": pin_models(b.rate)}) for n, b in recipe.branches.items()}
     sample = recipe.sample
     if sample is not None and sample.model is not None:
-        sample = sample.model_copy(update={"model": pin(sample.model)})
-    changed = {"model": pin(recipe.model), "sample": sample, "rate": pin_models(recipe.rate)}
+        sample = sample.model_copy(update={"model": pin(sample.model, commits)})
+    changed = {"model": pin(recipe.model, commits), "sample": sample, "rate": pin_models(recipe.rate)}
     return recipe.model_copy(update=changed | {"branches": branches, "evaluate": evaluate})
 
 

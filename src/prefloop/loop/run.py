@@ -21,6 +21,7 @@ from prefloop.engine.load import resolve_model_path
 from prefloop.errors import UsageError
 from prefloop.loop import manifest
 from prefloop.loop.kinds import Kind, kind_of
+from prefloop.loop.pins import key
 from prefloop.loop.plan import FIRST_MERGE, Stage, stage_name, winner
 from prefloop.loop.rounds import broken
 from prefloop.publish.model_card import write_model_cards
@@ -80,7 +81,7 @@ class Loop:
         for section in self.kind.models_of(self.recipe):
             if section.endpoint is not None:
                 continue
-            name = f"{section.path}@{section.revision or 'main'}"
+            name = key(section.path, section.revision)
             commit = resolve_commit(resolve_model_path(section.path), section.revision)
             if commit is not None and commit != section.revision:
                 self.commits[name] = commit
