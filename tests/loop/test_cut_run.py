@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from prefloop.cli.commands import app
 from prefloop.config import load_recipe
+from prefloop.errors import UsageError
 from prefloop.loop.run import open_loop
 from prefloop.sandbox.flaws import criticism, places
 from prefloop.sandbox.prompts import prompts
@@ -58,10 +59,6 @@ def test_answers_are_criticised_and_learned_from(tmp_path: Path) -> None:
     command = [
         "inspect-cut",
         str(out),
-        "--judged-prompt",
-        "sandbox",
-        "--threshold",
-        "1.5",
         "--truth",
         "prefloop.sandbox.flaws:places",
         "--out",
@@ -71,6 +68,7 @@ def test_answers_are_criticised_and_learned_from(tmp_path: Path) -> None:
     found = CliRunner().invoke(app, command)
     assert found.exit_code == 0, found.output
     told = json.loads(found.stdout.splitlines()[-1])
+    assert told["threshold"] == 1.5  # the run's own, and so is the form
     assert len(told["answers"]) == bad
     sweep = {row["threshold"]: row["rate"] for row in told["sweep"]}
     flags = [token["flagged"] for answer in told["answers"] for token in answer["tokens"]]
@@ -112,23 +110,26 @@ def test_likelihood_and_pairs_beside_it(tmp_path: Path) -> None:
     for pair in rows(out, "dpo-pair"):
         assert (pair["score_chosen"], pair["score_rejected"]) == (1.0, 0.0)
     # Whichever branch's model was chosen: judgments are what is looked at.
-    page = ["--judged-prompt", "sandbox", "-n", "5", "--out", str(tmp_path / "page.html")]
+    page = ["-n", "5", "--out", str(tmp_path / "new" / "page.html")]
     found = CliRunner().invoke(app, ["inspect-cut", str(out), *page])
     assert found.exit_code == 0, found.output
     assert "5 criticised answers" in found.output
     assert CliRunner().invoke(app, ["inspect", str(out)]).exit_code == 0
+    nowhere = CliRunner().invoke(app, ["inspect-cut", str(out), *page, "--truth", "builtins:divmod"])
+    assert isinstance(nowhere.exception, UsageError)
 
 
 def test_a_file_of_judgments(tmp_path: Path) -> None:
     """Held-out prompts are not trained on; the same rows serve `sft`, and are refused by `dpo`."""
     answers = ["Sure! It is Oslo.", "No idea."]
     path = tmp_path / "judged.jsonl"
-    with path.open("w") as stream:
-        for n, prompt in enumerate(prompts("questions/train", 40)):
-            said = "The city is wrong." if n % 3 else None
-            row = {"instruction": prompt[0]["content"], "input": "", "output": answers[n % 2], "judgment": said}
-            stream.write(json.dumps(row) + "\n")
-        stream.write(json.dumps({**row, "output": "x", "judgment": "$ERROR$"}) + "\n")
+    given_rows: list[dict[str, Any]] = []
+    for n, prompt in enumerate(prompts("questions/train", 40)):
+        said = "The city is wrong." if n % 3 else None
+        row = {"instruction": prompt[0]["content"], "input": "", "output": answers[n % 2], "judgment": said}
+        given_rows.append(row)
+    given_rows.append({**row, "output": "x", "judgment": "$ERROR$"})
+    path.write_text("".join(json.dumps(row) + "\n" for row in given_rows))
     objective = "train.objective={type: cut, judged_prompt: sandbox}"
     given = ("model=sandbox", f"preferences={path}", "evaluate.sample.max_new_tokens=8", "evaluate.holdout=0.2")
     out = tmp_path / "run"
@@ -143,6 +144,18 @@ def test_a_file_of_judgments(tmp_path: Path) -> None:
     text = summary["evaluate"]["judgments"]["satisfactory_text"]
     assert text["n"] == len({row["prompt_id"] for row in held if row["judgment"] is None})
     assert trained["pairs"] + trained["validation_pairs"] == 40 - len(kept_out)
+    # Another threshold, or another judgment of a held-out answer, is another measurement, whatever the model learned.
+    again = execute("recipes/dpo-file.yaml", out, *given, objective[:-1] + ", threshold: 1.1000001}")
+    assert "evaluate" in again["computed"]
+    first = next(
+        row
+        for row in given_rows
+        if row["judgment"] is None and row["instruction"] in {r["prompt"][0]["content"] for r in held}
+    )
+    first["judgment"] = "The city is wrong."
+    path.write_text("".join(json.dumps(row) + "\n" for row in given_rows))
+    again = execute("recipes/dpo-file.yaml", out, *given, objective)
+    assert again["evaluate"]["judgments"]["satisfactory_text"]["n"] == text["n"] - 1
     assert "train" in execute("recipes/dpo-file.yaml", tmp_path / "sft", *given, "train.objective=sft")["computed"]
     with pytest.raises(Exception, match="objective dpo takes pairs"):
         execute("recipes/dpo-file.yaml", tmp_path / "dpo", *given)

@@ -127,14 +127,15 @@ def _score_judged(
     The answers are those of the preferences' held-out rows, or the base's own with what the measuring critic says.
     """
     from prefloop.evaluate.judged import chosen, compare, score
+    from prefloop.loop.plan import contrasted
     from prefloop.pairs.judgments import judgment_rows
     from prefloop.signals.driver import rate
     from prefloop.train.judged import judged_prompt
 
     recipe = bench.recipe
-    objective = next((way.train.objective for way in recipe.ways.values() if way.train.objective.type == "cut"), None)
-    form = judged_prompt(objective)
-    if objective is None or form is None:
+    way = contrasted(recipe)
+    form = None if way is None else judged_prompt(way.train.objective)
+    if way is None or form is None:
         return
     rows: list[Any] = []
     if recipe.preferences is not None:
@@ -144,13 +145,14 @@ def _score_judged(
     rows = chosen(rows)
     if not rows:
         return
+    threshold = way.train.objective.threshold  # type: ignore[union-attr]
     merged = [name for name in measured.comparisons if not name.endswith(UNMERGED)]
     bench.progress.total(len(rows) * (1 + len(merged)), "judged answers")
     first = score(rows, bench.backend(bench.loop.base), form)
     for done, name in enumerate(merged, 1):
         bench.progress.at(done * len(rows))
         own = score(rows, bench.backend(models[name]), form)
-        found = compare(rows, first, own, objective.threshold, resamples=recipe.evaluate.bootstrap, seed=recipe.seed)
+        found = compare(rows, first, own, threshold, resamples=recipe.evaluate.bootstrap, seed=recipe.seed)
         measured.summary.get("branches", {}).get(name, {})["judgments"] = found
         if name == measured.summary.get("winner", name):
             measured.summary["judgments"] = found

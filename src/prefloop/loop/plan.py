@@ -182,6 +182,8 @@ class _Planner:
             settings = {"merge": recipe.merge.model_dump(), "place": self._place(), "model": policy}
             merged.append(self._add("merge", r, branch, settings, (train, *before), *MERGED_BY))
         inputs = ("heldout", *merged, *self.begin)
+        if recipe.preferences is not None and contrasted(recipe) is not None:
+            inputs += ("preferences",)  # their held-out judgments are scored
         boxes = MEASURED_BY
         if recipe.sample is not None and recipe.sample.rewrite is not None:
             boxes += (*REWRITING, "retrieve")
@@ -243,10 +245,12 @@ class _Planner:
 
         recipe = self.recipe
         sampled = evaluation_sample(recipe)
-        rewriting = {} if sampled.rewrite is None else {"wordings": _wordings(sampled)}
+        more: dict[str, Any] = {} if sampled.rewrite is None else {"wordings": _wordings(sampled)}
         if (bias := recipe.source_bias) is not None:
-            rewriting["source_bias"] = self._source_bias(bias)
-        return rewriting | {
+            more["source_bias"] = self._source_bias(bias)
+        if (way := contrasted(recipe)) is not None:
+            more |= _judged_prompt(way) | {"threshold": way.train.objective.threshold}  # type: ignore[union-attr]
+        return more | {
             "sample": sampled.model_dump(exclude={"model"}),
             "judges": [self._signal(section) for section in evaluation_signals(recipe)],
             "checkers": {
@@ -268,6 +272,11 @@ class _Planner:
 def selects(recipe: Recipe) -> bool:
     """Whether there are several models of which one becomes the run's."""
     return recipe.rounds > 1 or len(recipe.ways) > 1
+
+
+def contrasted(recipe: Recipe) -> Way | None:
+    """The first way that trains by `cut`: its form and threshold measure held-out judgments."""
+    return next((way for way in recipe.ways.values() if way.train.objective.type == "cut"), None)
 
 
 def evaluation_sample(recipe: Recipe) -> SampleSection:
