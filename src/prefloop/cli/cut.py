@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -14,15 +14,24 @@ from prefloop.errors import UsageError
 from prefloop.ui.console import results
 from prefloop.ui.table import print_table
 
+if TYPE_CHECKING:
+    from prefloop.config import CutObjectiveSection, ModelSection
+
 
 def inspect_cut(
     source: Annotated[str, typer.Argument(help="A file of judgments, hub:ORG/NAME, or a run directory.")],
     model: Annotated[
         str | None, typer.Option(help="Hub id, model folder or sandbox; of a run its own without it.")
     ] = None,
-    threshold: Annotated[float, typer.Option(min=1, help="Of the page's colours.")] = 1.1,
-    judged_prompt: Annotated[str, typer.Option(help="default, alpaca, sandbox, or a Jinja file.")] = "default",
-    template: Annotated[str, typer.Option(help="Chat template: auto, plain, alpaca, or a Jinja file.")] = "auto",
+    threshold: Annotated[
+        float | None, typer.Option(min=1, help="Of the page's colours; of a run its own, else 1.1.")
+    ] = None,
+    judged_prompt: Annotated[
+        str | None, typer.Option(help="default, alpaca, sandbox, or a Jinja file; of a run its own without it.")
+    ] = None,
+    template: Annotated[
+        str | None, typer.Option(help="Chat template: auto, plain, alpaca, or a Jinja file; of a run its own.")
+    ] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Criticised answers to score.")] = 100,
     max_length: Annotated[int, typer.Option(min=1, help="Longer ones are left out, tokens.")] = 2048,
     truth: Annotated[
@@ -38,21 +47,26 @@ def inspect_cut(
     ] = False,
 ) -> None:
     """Show which tokens the judgments of answers speak of, and what share each threshold would flag."""
-    from prefloop.config import ModelSection
+    from prefloop.config import CutObjectiveSection, ModelSection
     from prefloop.engine.load import quiet
     from prefloop.report.spoken import render_spoken
     from prefloop.signals.function import call, load
     from prefloop.store import atomic
     from prefloop.train.spoken import spoken, sweep
 
-    name, rows = _source(source)
-    name = model or name
-    if name is None:
+    section, objective, rows, rejected = _source(source)
+    given = {name: value for name, value in (("path", model), ("template", template)) if value is not None}
+    if section is None and model is None:
         raise UsageError("which model is to score them?", where=source, fix="name it: --model ORG/NAME")
+    section = ModelSection.model_validate((section.model_dump() if section and model is None else {}) | given)
+    objective = objective or CutObjectiveSection()
+    threshold, form = threshold or objective.threshold, judged_prompt or objective.judged_prompt
     known = None if truth is None else load(truth)
+    page = out or Path("inspect-cut.html")
+    page.parent.mkdir(parents=True, exist_ok=True)
     quiet()
-    section = ModelSection(path=name, template=template)
-    found, left_out = spoken(section, rows, judged_prompt=judged_prompt, max_length=max_length, limit=limit)
+    found, left_out = spoken(section, rows, judged_prompt=form, max_length=max_length, limit=limit)
+    left_out |= rejected
     if not found:
         why = ", ".join(f"{reason} ({n})" for reason, n in left_out.items())
         raise UsageError(
@@ -72,9 +86,13 @@ def inspect_cut(
     wrong = None
     if truth is not None and known is not None:
         texts = [(a, a.row["prompt"], a.row["completion"][0]["content"]) for a in found]
-        wrong = [answer.at(call(known, truth, prompt, text)) for answer, prompt, text in texts]
+        try:
+            wrong = [answer.at(call(known, truth, prompt, text)) for answer, prompt, text in texts]
+        except (TypeError, ValueError) as error:
+            fix = "return the places of the wrong characters, counted from 0: a list of whole numbers"
+            raise UsageError(str(error), where=truth, fix=fix) from error
     rates = sweep(found, wrong=wrong)
-    page = out or Path("inspect-cut.html")
+    name = section.path
     atomic.write_text(page, render_spoken(name, threshold, answers, rates))
     console = results(as_json=as_json)
     print_table(
@@ -97,18 +115,30 @@ def inspect_cut(
         print(json.dumps(told, ensure_ascii=False))
 
 
-def _source(source: str) -> tuple[str | None, Iterator[Any]]:
-    """The model of a run, None of a file, and the judgment rows."""
+def _source(source: str) -> tuple[ModelSection | None, CutObjectiveSection | None, Iterator[Any], dict[str, int]]:
+    """The model and the objective of a run, None of a file; the judgment rows; and a file's rejects by their reason,
+    which are there when the rows have been read."""
     from prefloop.config import PreferencesSection
     from prefloop.inputs.preferences import PreferenceReader
-    from prefloop.ui.rows import stage_rows
 
     folder = Path(source)
+    rejected: dict[str, int] = {}
     if (folder / "manifest.json").is_file():
-        recipe = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["recipe"]
-        stage = "judgments" if recipe.get("preferences") is None else "preferences"
-        rows = stage_rows(folder, stage, 10**9, rejects=False)
-        return recipe["model"]["path"], (row for row in rows if "completion" in row)
-    reader = PreferenceReader(PreferencesSection(path=source, on_bad_row="reject"))
-    parts = reader.parts(1000)
-    return None, (row for rows, _ in parts for row in rows if "completion" in row)
+        from prefloop.loop.plan import contrasted
+        from prefloop.measure.subjects import base_of, run_recipe
+        from prefloop.ui.rows import stage_rows
+
+        recipe = run_recipe(folder)
+        way = contrasted(recipe)
+        stage = "judgments" if recipe.preferences is None else "preferences"
+        rows = (row for row in stage_rows(folder, stage, 10**9, rejects=False) if "completion" in row)
+        return base_of(folder), way and way.train.objective, rows, rejected  # type: ignore[return-value]
+
+    def read() -> Iterator[Any]:
+        reader = PreferenceReader(PreferencesSection(path=source, on_bad_row="reject"))
+        for part, rejects in reader.parts(1000):
+            for reject in rejects:
+                rejected[reject["reason"]] = rejected.get(reject["reason"], 0) + 1
+            yield from (row for row in part if "completion" in row)
+
+    return None, None, read(), rejected

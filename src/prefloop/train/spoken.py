@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -46,9 +47,17 @@ class Spoken:
         return [a - b > math.log(threshold) for a, b in zip(self.judged, self.plain, strict=True)]
 
     def at(self, places: Iterable[int]) -> set[int]:
-        """The tokens that hold some characters of the answer; behind its last one is the end of turn."""
-        starts = [0, *accumulate(map(len, self.texts))][:-1]
-        return {max(token for token, start in enumerate(starts) if start <= place) for place in places}
+        """The tokens that hold some characters of the answer; behind its last one is the end of turn.
+
+        Raises:
+            ValueError: a place is no whole number, or in front of the answer.
+        """
+        ends, found = list(accumulate(map(len, self.texts))), set()
+        for place in places:
+            if not isinstance(place, int) or place < 0:
+                raise ValueError(f"{place!r} is no place in an answer")
+            found.add(min(bisect_right(ends, place), len(ends) - 1))
+        return found
 
     def tokens(self, threshold: float) -> list[dict[str, Any]]:
         """Of each token: `text`, probabilities `judged` and `plain`, their `ratio`, and whether it is `flagged`."""
@@ -100,9 +109,22 @@ def spoken(
             left_out[encoded["reason"]] = left_out.get(encoded["reason"], 0) + 1
             continue
         judged_M, plain_M = contexts(collate, encoded, loaded, precision)
-        texts = [tokenizer.decode([token]) for token in encoded[0].responses[0]]
-        found.append(Spoken(row, texts, judged_M.tolist(), plain_M.tolist()))
+        found.append(Spoken(row, texts(tokenizer, encoded[0].responses[0]), judged_M.tolist(), plain_M.tolist()))
     return found, left_out
+
+
+def texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """What each token adds to an answer; a character of several tokens is the last one's.
+
+    Alone, a token of SentencePiece has no space in front of it, and a part of a character is none.
+    """
+    found, done = [], 0
+    for end in range(1, len(ids) + 1):
+        text = tokenizer.decode(ids[:end], clean_up_tokenization_spaces=False)
+        whole = text if end == len(ids) else text.rstrip("\N{REPLACEMENT CHARACTER}")
+        found.append(whole[done:])
+        done = max(done, len(whole))
+    return found
 
 
 def sweep(
