@@ -72,6 +72,8 @@ def test_what_becomes_of_praise_and_scores_is_a_setting(tmp_path: Path) -> None:
         kept, rejects, _ = read(path, praise=praise)
         assert [r["judgment"] for r in kept] == judgments
         assert [r["reason"] for r in rejects] == (["only praise"] if praise == "reject" else [])
+    said_nothing = validate_file(written(tmp_path / "none.json", [cut("$ERROR$"), cut(" ", 1)]))
+    assert (said_nothing.problems, said_nothing.ok) == (0, False)  # a run of it would stop
     assert [r["judgment"] for r in read(path, satisfactory_score=None)[0]] == [None, "It is wrong.", None]
 
 

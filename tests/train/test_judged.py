@@ -60,6 +60,7 @@ def test_the_judgment_stands_in_the_last_turn_and_is_no_template() -> None:
         ("{{ instruction }}", "'judgment' is not shown"),
         ("{{ instruction }} {{ judgment }} {{ answer }}", "'answer' is an unknown variable"),
         ("{{ instruction }} {{ judgment }", "line 1"),
+        ("{{ instruction.first.line }} {{ judgment }}", "UndefinedError"),
     ],
 )
 def test_a_form_of_ones_own(text: str, said: str, tmp_path: Path) -> None:
@@ -71,5 +72,8 @@ def test_a_form_of_ones_own(text: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=said):
         JudgedPrompt(str(file))
     assert before != JudgedPrompt().sha
+    file.write_bytes("{{ instruction }} é {{ judgment }}".encode("latin-1"))
+    with pytest.raises(UsageError, match="no UTF-8 text"):
+        JudgedPrompt(str(file))
     with pytest.raises(UsageError, match="no form of a judged prompt is called 'nothing'"):
         JudgedPrompt("nothing")

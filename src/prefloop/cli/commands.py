@@ -324,7 +324,7 @@ def validate(
     results(as_json=as_json).print(result.table())
     if as_json:
         print(json.dumps(result.as_dict(), ensure_ascii=False))
-    if result.problems:
+    if not result.ok:
         raise typer.Exit(2)
 
 

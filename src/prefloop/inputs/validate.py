@@ -64,7 +64,8 @@ class FileReport:
 
     @property
     def ok(self) -> bool:
-        return self.problems == 0
+        """Whether a run takes the file: no such problem, and a row that is not left out."""
+        return self.problems == 0 and self.valid > 0
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`: counts of every kind of problem, and the problems that were kept."""
@@ -111,7 +112,7 @@ class FileReport:
         if self.log.total > show:
             kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.log.by_kind.most_common())
             parts.append(Text(f"… {self.log.total:,} problems in all: {kinds}"))
-        verdict = "ok" if self.ok else "not usable as it is"
+        verdict = "ok" if self.ok else "not usable as it is" if self.problems else "no row of it can be used"
         if self.ok and self.log.by_level["duplicate"]:
             undecided = self.log.by_kind["split_votes"] + self.log.by_kind["not_compared"]
             silent = sum(self.log.by_kind[kind] for kind in SILENT)

@@ -75,6 +75,8 @@ class JudgedPrompt:
             wrong = sorted(used ^ {"instruction", "judgment"})[0]
             what = f"{wrong!r} is {'not shown' if wrong in ('instruction', 'judgment') else 'an unknown variable'}"
             raise UsageError(what, where=name, fix="show {{ instruction }} and {{ judgment }} in it, and nothing else")
+        # Found now: a form that cannot be rendered would reject every criticised answer.
+        self([{"role": "user", "content": "a question"}], "a judgment")
 
     def __call__(self, prompt: Sequence[Message], judgment: str) -> list[Message]:
         """The prompt with the judgment in its last turn. Texts go in as values: what is in them is never expanded.
@@ -88,7 +90,8 @@ class JudgedPrompt:
         try:
             content = self._turn.render(instruction=last["content"], judgment=judgment)
         except TemplateError as error:
-            raise UsageError(f"{type(error).__name__}: {error}", where=self.name) from error
+            fix = "correct the Jinja template; both variables are texts"
+            raise UsageError(f"{type(error).__name__}: {error}", where=self.name, fix=fix) from error
         turns = [*prompt[:-1], cast(Message, {**cast(Mapping[str, object], last), "content": content})]
         if self._system is not None and all(turn["role"] != "system" for turn in turns):
             turns = [{"role": "system", "content": self._system}, *turns]
@@ -106,4 +109,7 @@ def _read(name: str) -> str:
     if not file.suffix or not file.is_file():
         known = ", ".join(SHIPPED)
         raise UsageError(f"no form of a judged prompt is called {name!r}", fix=f"use {known}, or a Jinja file")
-    return file.read_text(encoding="utf-8")
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"is no UTF-8 text: {error}", where=name, fix="save it as UTF-8") from error
