@@ -68,6 +68,10 @@ def test_an_encoder_each_for_queries_and_passages(prompted, tmp_path):
         vectors(both, TEXTS, "passage"), vectors(EncoderBackend.load(section(other)), TEXTS, "passage")
     )
     assert len(both.identity["weights"]) == 2
+    assert both.identity["dtype"] == "float32"
+    settings = both.identity["settings"]
+    half = EncoderBackend(both.models["query"].half(), both.models["passage"], weights=["a", "b"], settings=settings)
+    assert half.identity["dtype"] == "float32+float16"
 
 
 def test_plan_takes_the_longest_first_and_one_role_a_batch(prompted):

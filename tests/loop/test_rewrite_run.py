@@ -17,8 +17,9 @@ from tests.tiny_models import tiny_model_folder
 
 from prefloop.backends.base import GenerateRequest, Generation, Sampling
 from prefloop.backends.hf import HfBackend
-from prefloop.config import ModelSection, load_recipe
+from prefloop.config import ModelSection, RetrieverSection, load_recipe
 from prefloop.errors import UsageError
+from prefloop.loop.measuring import named
 from prefloop.loop.plan import plan
 from prefloop.ui.summary import headline
 
@@ -202,7 +203,37 @@ def test_source_bias_before_and_after(run):
         assert 0 <= said["faults"].get("cut_off", 0) <= held
         assert (said["unread"], said["unread_policy"]) == (0, "raw")
     assert any("source bias by encoder: Relative" in line for line in headline(summary))
-    assert "Source bias" in (project.run_dir / "report.html").read_text()
+    page = (project.run_dir / "report.html").read_text()
+    assert "Source bias" in page
+    assert "score gaps of encoder" in page
+    (file,) = project.run_dir.glob("stages/*-evaluate/score_gaps.json")
+    gaps = json.loads(file.read_text())["encoder"]
+    for source in ("base", "aligned"):
+        wins = found["win_rate"][source]
+        assert len(gaps[source]) == wins["pairs"]
+        assert sum(0.5 if gap == 0 else gap > 0 for gap in gaps[source]) / wins["pairs"] == pytest.approx(
+            wins["value"]
+        )
+    assert "score_gaps" not in found, "numbers of every pair are no part of the summary"
+
+
+def test_judgments_to_measure_by_are_read_before_anything_is_sampled(run):
+    project, _ = run
+    with pytest.raises(UsageError, match=r"has no qrels/dev\.tsv; there are judgements of test"):
+        project.run_here("evaluate.source_bias.split=dev", out="split")
+    assert not list((project.root / "split").glob("stages/*-sample"))
+
+
+def test_retrievers_of_one_name_are_all_measured(tmp_path):
+    folders = [tmp_path / "a" / "encoder", tmp_path / "b" / "encoder"]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    found = named([RetrieverSection(path=str(f)) for f in folders] + [RetrieverSection(path="bm25")])
+    assert {name: section.path for name, section in found.items()} == {
+        "encoder": str(folders[0]),
+        "encoder (2)": str(folders[1]),
+        "bm25": "bm25",
+    }
 
 
 def test_nothing_is_computed_twice_and_an_edited_wording_samples_anew(run):

@@ -228,6 +228,11 @@ def test_neither_a_query_nor_a_document_stands_on_both_sides(pairs: list[tuple[i
     assert sides[False], "something is left to train on"
 
 
+def test_where_every_passage_has_other_queries_no_pair_is_lost_for_nothing() -> None:
+    rows = [{"id": f"{d}/{q}", "prompt_id": f"d{d}", "query": f"q{q}"} for d in range(5) for q in range(10)]
+    assert holdout_pairs(rows, 0.1) == (set(), set())
+
+
 def test_pairs_without_queries_are_split_by_prompt() -> None:
     rows = [{"id": str(i), "prompt_id": f"p{i % 10}"} for i in range(30)]
     held = holdout_pairs(rows, 0.2)

@@ -54,12 +54,13 @@ class EncoderBackend(Backend):
         self.prompts = {role: settings[f"{role}_prompt"] for role in self.models}
         self.name, self.batch_size = name, batch_size
         self.similarity = str(query.similarity_fn_name)
-        dtype = next((p.dtype for p in passage.parameters()), torch.float32)
+        # Of two encoders one may be there in half precision and the other not.
+        dtypes = dict.fromkeys(next((p.dtype for p in m.parameters()), torch.float32) for m in (passage, query))
         self.identity = {
             "backend": "encoder",
             "version": VERSION,
             "weights": list(weights),
-            "dtype": str(dtype).removeprefix("torch."),
+            "dtype": "+".join(str(dtype).removeprefix("torch.") for dtype in dtypes),
             "settings": settings,
         }
 

@@ -133,10 +133,11 @@ def compare_sources(
         others: the sources after.
 
     Returns:
-        By retriever and source: ndcg@10 of both targets and of all, relative_delta@10 and win_rate as in
-        `measure_sources`; of `others` also `difference`, the Relative Δ minus the base's, in points, and `gap_closed`,
-        1 - Δ / Δ of the base (1: no bias is left, 0: all of it, below 0: more; null where the base has none), both
-        with a paired bootstrap over queries, and p_value, p_holm and verdict of the difference.
+        By retriever and source: ndcg@10 of both targets and of all, relative_delta@10, win_rate and score_gaps (human
+        minus source, a relevant pair each) as in `measure_sources`; of `others` also `difference`, the Relative Δ
+        minus the base's, in points, and `gap_closed`, 1 - Δ / Δ of the base (1: no bias is left, 0: all of it, below
+        0: more; null where the base has none), both with a paired bootstrap over queries, and p_value, p_holm and
+        verdict of the difference.
     """
     import numpy as np
 
@@ -156,11 +157,12 @@ def compare_sources(
             pair = Task(two, task.queries, qrels, task.left_out, task.likeness)
             searched = search(retriever, pair, list(pair.texts), settings)
             entry, _ = mixed_figures(searched, pair, settings)
-            rates, _ = win_rates(searched.index, pair, settings)
+            rates, gaps = win_rates(searched.index, pair, settings)
             kept = ("queries", "no_hit", "ties", "ndcg@10")
             found[label][source] = {k: entry[k] for k in kept} | {
                 "relative_delta@10": entry["relative_delta@10"][source],
                 "win_rate": rates[source],
+                "score_gaps": gaps[source],
             }
             sides = [judge(searched.run, pair.judged([s]), settings, settings.ties) for s in (settings.human, source)]
             by_source[source] = (sides[0], sides[1])

@@ -21,6 +21,8 @@ from prefloop.retrieve.retriever import Retriever
 
 BASE = "base"
 DELTA = f"relative_delta@{HEADLINE}"
+GAPS = "score_gaps"
+"""Scores of the human versions minus those of a model's, of each relevant pair."""
 
 
 def measure_writers(
@@ -45,8 +47,8 @@ def measure_writers(
 
     Returns:
         source_bias: by retriever `queries` and, by model, `ndcg@10` (of its mix with the human texts: `human`, its
-        own, and `all`), `relative_delta@10` in percent and `win_rate`; of each model but the base `change` (of
-        Relative Δ, in points) and `gap_closed` (1: none is left), see `source_protocol.compare_sources`.
+        own, and `all`), `relative_delta@10` in percent, `win_rate` and `score_gaps`; of each model but the base
+        `change` (of Relative Δ, in points) and `gap_closed` (1: none is left), see `source_protocol.compare_sources`.
         source_texts: by model what `source_texts.describe` says.
 
     Raises:
@@ -72,7 +74,7 @@ def measure_writers(
     bias: dict[str, Any] = {}
     for name, by_source in found.items():
         entry: dict[str, Any] = {"queries": by_source[BASE]["queries"], "passages": len(shared)}
-        for key in (f"ndcg@{HEADLINE}", DELTA, "win_rate", "no_hit"):
+        for key in (f"ndcg@{HEADLINE}", DELTA, "win_rate", "no_hit", GAPS):
             entry[key] = {source: said[key] for source, said in by_source.items()}
         entry["change"] = {source: by_source[source]["difference"] for source in others}
         entry["gap_closed"] = {source: by_source[source]["gap_closed"] for source in others}

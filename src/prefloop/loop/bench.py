@@ -84,13 +84,15 @@ class Bench:
         return frozenset(holdout(ids, self.recipe.evaluate.holdout))
 
     def preflight(self) -> None:
-        """Find what is wrong with the recipe's functions, templates and training before hours of work, not after.
+        """Find what is wrong with the recipe's functions, templates, judgments and training before hours of work.
 
         Raises:
-            UsageError: a function or template is missing or faulty, or the model cannot be trained as asked.
+            UsageError: a function, a template or judgments are missing or faulty, or the model cannot be trained so.
         """
         from prefloop.evaluate import checkers
         from prefloop.loop.plan import evaluation_signals, measured_otherwise
+        from prefloop.retrieve.corpus import read_collection
+        from prefloop.retrieve.vectors import require_faiss
         from prefloop.signals import build, references
         from prefloop.train.check import check_trainable
 
@@ -102,6 +104,10 @@ class Bench:
             references.load(self.recipe.evaluate.references)
         for group in self.recipe.evaluate.checkers.values():
             checkers.preflight({name: checker.function for name, checker in group.items()})
+        if (bias := self.recipe.source_bias) is not None:
+            read_collection(str(bias.judgments), bias.split or "test", [], judged=True)
+            if any(retriever.search == "faiss" for retriever in bias.retrievers or ()):
+                require_faiss()
         self.check_keys()
         if (own := measured_otherwise(self.recipe)) is not None:
             logger.warning(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from prefloop.loop.plan import Stage
 
 ANSWERS = "answers.csv"
+SCORE_GAPS = "score_gaps.json"
+"""Retriever -> model -> score of the human text minus that of the model's rewrite, of each relevant pair."""
 
 
 def run_evaluate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> None:
@@ -96,8 +99,9 @@ def run_evaluate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str)
         measured.summary.setdefault("winner", next(iter(kept)))
     _score_judged(bench, models, base, comparers, measured)
     _note_self_preference(bench, stage, measured)
+    gaps: dict[str, Any] = {}
     if recipe.source_bias is not None:
-        _measure_source_bias(bench, recipe.source_bias, prompts, rewrites, measured)
+        gaps = _measure_source_bias(bench, recipe.source_bias, prompts, rewrites, measured)
     winner = measured.comparisons[measured.summary.get("winner") or next(iter(kept))]
     for comparisons in measured.comparisons.values():
         for signal, comparison in zip(sections, comparisons.values(), strict=False):
@@ -108,6 +112,8 @@ def run_evaluate(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str)
     calls = [call for comparisons in measured.comparisons.values() for c in comparisons.values() for call in c.calls]
     folder.write_part(0, first.rows, "scored", rejects=list(rejects.values()), tables={"calls": ("calls", calls)})
     atomic.write_text(folder.path / ANSWERS, _side_by_side(measured))
+    if gaps:
+        atomic.write_json(folder.path / SCORE_GAPS, gaps)
     folder.finish(
         fingerprint,
         rows_in=(len(prompts) - len(rejects)) * section.n + len(rejects),
@@ -164,10 +170,14 @@ def _measure_source_bias(
     prompts: list[PromptRow],
     rewrites: Mapping[str, Rewritten],
     measured: Measured,
-) -> None:
-    """Whether retrievers prefer the aligned model's rewrites less than the base's; into the summary."""
+) -> dict[str, Any]:
+    """Whether retrievers prefer the aligned model's rewrites less than the base's; into the summary.
+
+    Returns:
+        The gaps of scores (`SCORE_GAPS`).
+    """
     from prefloop.evaluate.source_task import Settings
-    from prefloop.evaluate.writers import BASE, least_biased, lines, measure_writers
+    from prefloop.evaluate.writers import BASE, GAPS, least_biased, lines, measure_writers
     from prefloop.retrieve.corpus import read_collection
     from prefloop.retrieve.pairs import open_pairs
     from prefloop.retrieve.retriever import open_retriever
@@ -187,7 +197,7 @@ def _measure_source_bias(
         bench.progress.total(total, "searches")
         bench.progress.at(done)
 
-    opened = {label(retriever): open_retriever(retriever, bench.cache) for retriever in section.retrievers or ()}
+    opened = {name: open_retriever(one, bench.cache) for name, one in named(section.retrievers or ()).items()}
     near = None if section.similarity is None else open_pairs(section.similarity, bench.cache, likeness=True)
     try:
         bias, said = measure_writers(
@@ -219,6 +229,18 @@ def _measure_source_bias(
     measured.summary = {**summary, "source_bias": bias, "source_texts": said}
     for line in lines(bias, said):
         bench.progress.note(line)
+    return {name: entry.pop(GAPS) for name, entry in bias.items()}
+
+
+def named(retrievers: Sequence[RetrieverSection]) -> dict[str, RetrieverSection]:
+    """Retrievers by their names in results; of several with one name the second is NAME (2)."""
+    seen: Counter[str] = Counter()
+    found = {}
+    for retriever in retrievers:
+        name = label(retriever)
+        seen[name] += 1
+        found[name if seen[name] == 1 else f"{name} ({seen[name]})"] = retriever
+    return found
 
 
 def label(retriever: RetrieverSection) -> str:

@@ -209,6 +209,10 @@ def run_train(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) ->
 
     of_prompt = Counter(row["prompt_id"] for row in rows_of(bench, before))
     held = holdout_pairs(of_training(), section.validation_share)
+    if section.validation_share and not held.prompts and any(row.get("query") is not None for row in of_training()):
+        logger.warning(
+            "no pair is held out for validation: every passage of the queries that were drawn has other queries too"
+        )
     content = digest([(bench.loop.folder(before).success() or {})["content"], sorted(kept_out)])
     if held.crossing:
         content = digest([content, sorted(held.crossing)])

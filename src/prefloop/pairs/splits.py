@@ -75,7 +75,8 @@ def holdout_pairs(rows: Iterable[Mapping[str, Any]], share: float) -> Held:
 
     Queries are held out, and of the passages those with such queries alone. A row of a held-out query whose passage is
     trained on for another query crosses: it is left out. So a pair is never dropped from training but for its query,
-    and the larger side loses nothing by the overlap.
+    and the larger side loses nothing by the overlap. Where each passage of the held-out queries has others too,
+    nothing is held out and nothing is left out.
 
     Args:
         rows: preference rows; read once.
@@ -95,6 +96,8 @@ def holdout_pairs(rows: Iterable[Mapping[str, Any]], share: float) -> Held:
     whole = {prompt for prompt, some in queries.items() if some <= held}
     if plain := prompts - queries.keys():
         whole |= holdout(plain, share)
+    if not whole:
+        return Held(set(), set())
     return Held(whole, {name for name, prompt, query in units if query in held and prompt not in whole})
 
 

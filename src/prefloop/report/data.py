@@ -13,7 +13,9 @@ from prefloop.report.charts import interval
 from prefloop.report.figures import curves, histograms, measures, source_bias
 from prefloop.report.rag import systems
 from prefloop.report.remarks import remarks
+from prefloop.report.source_bias import gap_figures
 from prefloop.signals.bias import rates
+from prefloop.store import atomic
 from prefloop.store.rundir import RunDir
 from prefloop.store.stagedir import StageDir
 
@@ -140,6 +142,7 @@ def collect(run: RunDir) -> dict[str, Any]:
         "no_win": (evaluate.get("not_measured") or {}).get("win_rate"),
         "validation": _validation(parts),
         "bias": source_bias(evaluate.pop("source_bias", {}), evaluate.pop("source_texts", {})),
+        "gaps": gap_figures(_score_gaps(parts)),
         "measures": measures(evaluate),
         "lengths": evaluate.get("lengths"),
         "rag": systems(evaluate.get("rag_qa")),
@@ -163,6 +166,13 @@ def collect(run: RunDir) -> dict[str, Any]:
 def _last(parts: list[Part], verb: str) -> dict[str, Any] | None:
     """`_SUCCESS.json` of the last finished stage of a verb."""
     return next((part.success for part in reversed(parts) if part.success and part.verb == verb), None)
+
+
+def _score_gaps(parts: list[Part]) -> dict[str, dict[str, list[float]]]:
+    """What the last measurement wrote of scores (`loop.measuring.SCORE_GAPS`); empty where it measured none."""
+    done = [part.folder.path / "score_gaps.json" for part in parts if part.success and part.verb == "evaluate"]
+    found: dict[str, dict[str, list[float]]] = atomic.read_json(done[-1]) if done and done[-1].is_file() else {}
+    return found
 
 
 def _facts(manifest: dict[str, Any], recipe: dict[str, Any], events: list[dict[str, Any]]) -> list[tuple[str, str]]:
