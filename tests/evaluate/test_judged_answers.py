@@ -41,9 +41,12 @@ class Recorder(Backend):
 
 def test_a_criticised_answer_is_scored_behind_both_prompts() -> None:
     backend, form = Recorder(), JudgedPrompt("sandbox")
-    found = score([row("ab", "x", None), row("abc", "y", "bad"), row("long", "z", None)], backend, form)
+    behind_a_tool = row("tool", "z", "bad")
+    behind_a_tool["prompt"].append({"role": "tool", "content": "3"})
+    rows = [row("ab", "x", None), behind_a_tool, row("abc", "y", "bad"), row("long", "z", None)]
+    found = score(rows, backend, form)
     assert [r.messages[-1][1] for r in backend.asked] == ["ab", "abc", "abc\nJudgment: bad", "long"]
-    assert found == [Probabilities([2.0], [2.0]), Probabilities([3.0], [17.0]), None]
+    assert found == [Probabilities([2.0], [2.0]), None, Probabilities([3.0], [17.0]), None]
 
 
 def test_the_figures_by_hand() -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefloop.backends.base import AnswerScoreRequest, Backend, Score, freeze
+from prefloop.errors import UsageError
 from prefloop.evaluate.stats import paired_difference
 from prefloop.records import JudgmentRow, message_text
 from prefloop.train.judged import JudgedPrompt
@@ -44,17 +45,26 @@ def score(
     backend: Backend,
     form: JudgedPrompt,
 ) -> list[Probabilities | None]:
-    """What a model finds probable: of each row, None where it cannot take a prompt; `form` makes the judged ones."""
+    """What a model finds probable: of each row, None where it cannot take a prompt, or `form` cannot make the judged
+    one (behind the results of a tool); training has rejected such a row."""
     requests: list[Any] = []
+    counts: list[int] = []
     for row in rows:
-        text, said = message_text(row["completion"][0]), row["judgment"]
-        prompts = [row["prompt"]] + ([] if said is None else [form(row["prompt"], said)])
+        text, said, prompts = message_text(row["completion"][0]), row["judgment"], [row["prompt"]]
+        try:
+            prompts += [] if said is None else [form(row["prompt"], said)]
+        except UsageError:
+            prompts = []
         requests += [AnswerScoreRequest(freeze(prompt), text) for prompt in prompts]
+        counts.append(len(prompts))
     results = iter(backend.answer(requests))
     found: list[Probabilities | None] = []
-    for row in rows:
+    for count in counts:
+        if not count:
+            found.append(None)
+            continue
         plain = next(results)
-        judged = plain if row["judgment"] is None else next(results)
+        judged = plain if count == 1 else next(results)
         known = isinstance(plain, Score) and isinstance(judged, Score)
         found.append(Probabilities(plain.token_logps, judged.token_logps) if known else None)  # type: ignore[union-attr]
     return found
