@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prefloop.evaluate.contrasts import SAME, decide
 from prefloop.evaluate.source_bias import relative_delta, relative_delta_interval
 
 metric = st.floats(0, 1)
@@ -53,3 +54,10 @@ def test_mistakes():
         relative_delta(-0.1, 0.2)
     with pytest.raises(ValueError, match="at least 0"):
         relative_delta_interval([-0.1], [0.2])
+
+
+def test_of_a_figure_that_is_not_defined_no_verdict_is_given():
+    """Of the change of a Relative Δ that was not defined before, whatever the test says of the shifts."""
+    entry = {"value": None, "ci_low": None, "ci_high": None, "p_value": 0.001}
+    decide([entry])
+    assert (entry["p_holm"], entry["verdict"]) == (0.001, SAME)
