@@ -135,3 +135,10 @@ def test_settings_that_make_no_sense():
         AugmentSection(temperature=0)
     with pytest.raises(ValidationError, match="twice"):
         AugmentSection(strategies=("sparql", "sparql"))
+
+
+def test_a_reply_of_declarations_alone_is_read_at_once():
+    """Of a model that repeats itself; the ways to cut such a line apart must not multiply with its length."""
+    assert read("sparql", "who?", "PREFIX x " * 200, cut=False).reason == "no query in it"
+    declared = "PREFIX wd: <http://a/> " * 30 + "BASE <http://b/> SELECT ?x WHERE { ?x wd:P1 ?y } LIMIT 3"
+    assert read("sparql", "who?", declared, cut=False).text == declared

@@ -15,7 +15,8 @@ _LABEL = re.compile(
     re.IGNORECASE,
 )
 _QUERY = re.compile(
-    r"(?:(?:PREFIX|BASE)\b[^\n]*\s*)*\b(?:SELECT|ASK|CONSTRUCT|DESCRIBE)\b.*\}"
+    # A declaration is spelt out: of `anything up to the next PREFIX` there are too many ways to read a line of many.
+    r"(?:(?:PREFIX\s+[\w.-]*:|BASE)\s*<[^<>]*>\s*)*\b(?:SELECT|ASK|CONSTRUCT|DESCRIBE)\b.*\}"
     r"(?:\s*(?:ORDER\s+BY|GROUP\s+BY|HAVING|LIMIT|OFFSET)\b[^\n]*)*",
     re.DOTALL | re.IGNORECASE,
 )
