@@ -11,7 +11,7 @@ from prefloop.config import RerankSection
 from prefloop.errors import PrefloopError
 from prefloop.rerank.batches import Collator, similar
 from prefloop.rerank.groups import Group
-from prefloop.rerank.joint import JointLoss, backward
+from prefloop.rerank.joint import JointLoss, _least, backward
 from prefloop.rerank.model import load_two_logits
 from prefloop.train.precision import Precision
 
@@ -173,3 +173,17 @@ def test_calls_hold_little_padding():
     calls = similar(range(7), lengths, padding=0.1)
     assert calls == [[0, 2, 5], [3, 4, 1], [6]]
     assert sorted(i for call in calls for i in call) == list(range(7))
+
+
+@pytest.mark.parametrize("how", ["l2", "loss", "loss+"])
+def test_a_normalised_gradient_of_length_zero_gets_no_weight(how):
+    section = RerankSection(model="none", normalize=how)
+    gram = torch.diag(torch.tensor([4.0, 0.0, 1.0], dtype=torch.float64))
+    found = dict(zip(TASKS, torch.tensor([2.0, 0.0, 1.0]), strict=True))
+    weights = _least(section, gram, found)
+    assert weights[1] == 0
+    assert weights.sum().item() == pytest.approx(1)
+    assert (weights[[0, 2]] > 0).all()
+    assert _least(section, torch.zeros(3, 3, dtype=torch.float64), found).tolist() == pytest.approx([1 / 3] * 3)
+    as_they_are = RerankSection(model="none")
+    assert _least(as_they_are, gram, found).tolist() == [0, 1, 0]

@@ -134,3 +134,15 @@ def test_a_document_on_both_sides_is_costly():
     mixed[0] = positives[0]
     assert float(losses.contrastive(groups(positives, mixed), 2)) > float(clean)
     assert float(losses.contrastive(groups(positives[:2], mixed[:2]), 2)) == pytest.approx(15.332460020093, abs=1e-9)
+
+
+def test_two_documents_of_one_class_have_nothing_to_be_contrasted_with():
+    """The loss would be 0 whatever they are, and a gradient of 0 takes all of MGDA's weight."""
+    positive = torch.tensor([[True, True, False], [False, False, False]])
+    filled = torch.tensor([[True, True, False], [True, True, True]])
+    assert not losses.partners(positive, filled)[0].any()
+    assert losses.partners(positive, filled)[1].sum() == 6
+    z_QCd = seq(2, 3, 4)
+    assert losses.grouped(z_QCd, positive, filled).item() == pytest.approx(
+        losses.grouped(z_QCd[1:], positive[1:]).item()
+    )

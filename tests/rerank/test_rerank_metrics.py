@@ -65,3 +65,13 @@ def test_ranking_by_the_second_logit():
     assert measure(rows, [[-1.0, 2.0]], [[5.0, 1.0]])["hit@1"] == 1
     assert measure(rows, [[-1.0, 2.0]])["hit@1"] == 0
     assert measure(rows, [[-1.0, 2.0]])["f1"] == 0
+
+
+def test_documents_of_equal_score_stay_in_their_order():
+    """As `rerank apply` writes them."""
+    assert ranking([row([1, 0, 0])], [[1.0, 1.0, 1.0]])["mrr"] == 1
+    assert ranking([row([0, 0, 1])], [[1.0, 1.0, 1.0]])["mrr"] == pytest.approx(1 / 3)
+
+
+def test_without_labels_nothing_is_said_of_classes():
+    assert measure([row([None, None])], [[1.0, -1.0]]) == {}

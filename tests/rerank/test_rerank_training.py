@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -276,3 +277,56 @@ def test_one_text_twice_with_two_labels_has_none():
 def test_prepare_counts():
     groups, rejects = prepare([Group("a", "a", "w1", ("w2",), positives=(0,))], section(losses=("contrastive",)))
     assert (len(groups), len(rejects)) == (0, 1)
+
+
+def unlabelled(count: int, seed: int = 0) -> list[RankingRow]:
+    return [{**row, "labels": [None] * 6} for row in ranking_rows(count, seed)]
+
+
+def test_rows_with_scores_alone_have_no_best_epoch(tmp_path):
+    with pytest.raises(UsageError, match=r"have no f1: no document"):
+        train_reranker(unlabelled(8), section(), tmp_path)
+    result = train_reranker(unlabelled(8), section(validation_share=0, test_share=0, epochs=1), tmp_path)
+    assert (result["best"], result["groups"]) == (None, 8)
+
+
+def test_a_query_both_to_choose_and_to_test_by_is_refused(tmp_path):
+    held = ranking_rows(2, seed=5)
+    with pytest.raises(UsageError, match="validation rows and the test rows"):
+        train_reranker(ranking_rows(4), section(), tmp_path, validation=held, test=held[1:])
+
+
+def test_a_finished_training_without_its_model_is_done_again(tmp_path):
+    settings = section(epochs=1)
+    done = train_reranker(ranking_rows(6), settings, tmp_path)
+    before = weights(tmp_path)
+    shutil.rmtree(tmp_path / "model")
+    assert train_reranker(ranking_rows(6), settings, tmp_path) == done
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(tmp_path).items())
+
+
+def test_a_file_is_no_folder_of_a_training(tmp_path):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(UsageError, match="is a file"):
+        train_reranker(ranking_rows(4), section(), tmp_path / "out")
+
+
+def test_rows_that_fill_a_chunk_leave_no_empty_one(monkeypatch):
+    monkeypatch.setattr("prefloop.rerank.run.CHUNK", 2)
+    assert len(list(rerank(str(tiny_reranker("bert", labels=1)), [("w1", ["w2", "w3"])]))) == 1
+
+
+def test_a_loss_that_holds_all_the_weight_at_its_end_is_told_once(tmp_path, monkeypatch, caplog):
+    """A standstill of MGDA by its definition: the others are no longer learned."""
+
+    def collapsed(embeddings, positive, mask=None, *, temperature=0.07):
+        return 1e-9 * embeddings.sum() + 1.0
+
+    monkeypatch.setattr("prefloop.rerank.losses.grouped", collapsed)
+    train_reranker(ranking_rows(8), section(epochs=2), tmp_path / "a", validation=[], test=[])
+    told = [r.getMessage() for r in caplog.records if "nearly vanished" in r.getMessage()]
+    assert len(told) == 1
+    assert "contrastive a weight of 1.000" in told[0]
+    caplog.clear()
+    train_reranker(ranking_rows(8), section(epochs=1, normalize="l2"), tmp_path / "b", validation=[], test=[])
+    assert not any("nearly vanished" in r.getMessage() for r in caplog.records)

@@ -135,3 +135,21 @@ def test_a_folder_of_a_bi_encoder_is_a_start(tmp_path):
     for head in ("standard", "linear"):
         plain, wrapped = (load_two_logits(section(path, head=head), seed=1) for path in (folder, tmp_path))
         assert torch.allclose(logits(wrapped), logits(plain), atol=1e-6)
+
+
+@pytest.mark.parametrize("arch", ["bert", "xlm-roberta"])
+def test_pairs_longer_than_the_model_are_cut(arch, tmp_path):
+    """More tokens are asked for than the 128 positions that there are."""
+    asked = RerankSection(model=str(tiny_reranker(arch)), device="cpu", max_length=512)
+    encoder = load_two_logits(asked, seed=1)
+    assert encoder.max_seq_length <= 128
+    long = [("w1", "w2 " * 600)]
+    assert encoder.predict(long).shape == (1, 2)
+    save_folded(encoder, tmp_path, "difference")
+    served = load_for_scoring(str(tmp_path), "cpu", 512)
+    assert served.predict(long).shape == (1,)
+
+
+def test_scoring_refuses_an_encoder_without_a_head():
+    with pytest.raises(UsageError, match="without a head"):
+        load_for_scoring(str(tiny_reranker("bert")), "cpu")

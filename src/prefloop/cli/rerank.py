@@ -106,6 +106,9 @@ def apply(
     from prefloop.store import atomic
     from prefloop.ui.progress import Progress
 
+    if not out.parent.is_dir() or out.is_dir():
+        reason = "is a folder" if out.is_dir() else f"there is no folder {out.parent}"
+        raise UsageError(reason, where=str(out), fix="give a file in a folder that is there")
     found = [row if isinstance(row, dict) else ranking_of(row) for row in read(rows)]
     pairs = sum(len(row["documents"]) for row in found)
     with Progress(plain=plain, title=f"rerank with {model}") as progress:
@@ -123,8 +126,6 @@ def apply(
             lists = {name: [row[name][i] for i in order] for name in ("document_ids", "documents", "labels")}  # type: ignore[literal-required]
             yield json.dumps({**row, **lists, "scores": [own[i] for i in order]}, ensure_ascii=False) + "\n"
 
-    if not out.parent.is_dir():
-        raise UsageError("no such folder", where=str(out.parent), fix="make it first, or write elsewhere")
     atomic.write_text(out, "".join(lines()))
     measures = ranking(found, scores)
     console = results(as_json=as_json)

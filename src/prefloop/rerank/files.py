@@ -38,6 +38,7 @@ def read(path: str, split: str = "train") -> list[RankingRow | Group]:
     log = ProblemLog(keep=50)
     rows: list[RankingRow | Group] = []
     seen: dict[str, int] = {}
+    measured: dict[str, RankingRow] = {}
     for item in read_records(path, container_of(path), Stats(), split):
         if isinstance(item, Problem):
             log.add(item)
@@ -51,12 +52,17 @@ def read(path: str, split: str = "train") -> list[RankingRow | Group]:
         if item.value.get("id") is not None and own in seen:
             log.add(_problem(path, item, "id", f"repeats that of {item.unit} {seen[own]}", "give each row its own"))
         seen.setdefault(own, item.row)
+        if "ctx" in item.value and not isinstance(row, Group):
+            first = measured.setdefault(row["query_id"], row)
+            if first is not row:
+                _join(first, row)
+                continue
         rows.append(row)
     if log.by_level["fatal"] + log.by_level["error"]:
         raise stop(log, path)
     if not rows:
         raise UsageError("no row is in it", where=path)
-    return _joined(rows)
+    return rows
 
 
 def _row(value: Mapping[str, Any], path: str) -> RankingRow | Group:
@@ -106,7 +112,7 @@ def _from_published(value: Mapping[str, Any]) -> Group:
     if not isinstance(classified, Mapping):
         raise _Wrong("classification", f"is {json_type(classified)}", 'must be {"text": …, "label": 1 or 2}')
     text, label = _text(classified, "text", "classification.text"), classified.get("label")
-    if label not in (1, 2):
+    if label not in (1, 2) or isinstance(label, bool):
         raise _Wrong("classification.label", f"is {label!r}", "1 is aligned, 2 is unaligned")
     lists = {name: _texts(value, name) for name in ("rank_list", "positive", "negative")}
     named = _optional(value, "id")
@@ -163,7 +169,7 @@ def write_published(path: Path, groups: Iterable[Group]) -> int:
 def _from_measured(value: Mapping[str, Any]) -> RankingRow:
     """A published row to measure on; which reader answered how before and after is not read."""
     query, document, category = _text(value, "question"), _text(value, "ctx"), value.get("category")
-    if category not in (1, 2):
+    if category not in (1, 2) or isinstance(category, bool):
         raise _Wrong("category", f"is {category!r}", "1 is aligned, 2 is unaligned")
     return {
         "id": content_id("ranking", query, [document]),
@@ -177,23 +183,12 @@ def _from_measured(value: Mapping[str, Any]) -> RankingRow:
     }
 
 
-def _joined(rows: list[RankingRow | Group]) -> list[RankingRow | Group]:
-    """Rows of one document and one question become one row; all others stay as they are."""
-    found: list[RankingRow | Group] = []
-    by_query: dict[str, RankingRow] = {}
-    for row in rows:
-        if isinstance(row, Group) or row["source"] != "published":
-            found.append(row)
-        elif row["query_id"] not in by_query:
-            by_query[row["query_id"]] = row
-            found.append(row)
-        else:
-            first = by_query[row["query_id"]]
-            first["document_ids"] += row["document_ids"]
-            first["documents"] += row["documents"]
-            first["labels"] += row["labels"]
-            first["scores"] += row["scores"]
-    return found
+def _join(first: RankingRow, other: RankingRow) -> None:
+    """Put the document of a published row to measure on beside those of the same question."""
+    first["document_ids"] += other["document_ids"]
+    first["documents"] += other["documents"]
+    first["labels"] += other["labels"]
+    first["scores"] += other["scores"]
 
 
 # ----------------------------------------------------------------------------------------------------------- fields

@@ -38,7 +38,7 @@ class Group:
 
     def teaches(self, section: RerankSection) -> bool:
         """Whether any of the section's losses takes something of it."""
-        drawn = max(len(self.positives), len(self.negatives)) > 1
+        drawn = len(self.positives) + len(self.negatives) > 2  # two of them are of one class then
         found = {
             "pointwise": bool(self.classified),
             "pairwise": len({target for _, target in self.ranked}) > 1,

@@ -142,7 +142,17 @@ def _weights(
 
 def _least(section: RerankSection, gram: Tensor, found: dict[str, Tensor]) -> Tensor:
     """MGDA's weights of the gradients, normalised as the section says."""
-    return mgda(normalized(gram, [loss.item() for loss in found.values()], section.normalize))
+    gram = gram.cpu()
+    if section.normalize == "none":
+        return mgda(gram)
+    weights = torch.zeros(len(found), dtype=torch.float64)
+    # A gradient of length 0 has no direction to weigh: it gets no weight, where it would get all of it otherwise.
+    moving = gram.diagonal() > 0
+    if not bool(moving.any()):
+        return mgda(gram)
+    values = [loss.item() for loss, moves in zip(found.values(), moving.tolist(), strict=True) if moves]
+    weights[moving] = mgda(normalized(gram[moving][:, moving], values, section.normalize))
+    return weights
 
 
 def _exact(joint: JointLoss, found: dict[str, Tensor], hidden: Sequence[Tensor]) -> Weighed:

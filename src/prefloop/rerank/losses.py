@@ -87,7 +87,8 @@ def grouped(
         mean over queries, mean over anchors i, mean over partners p of
             log Σ_{k≠i} exp(z_i·z_k/τ) − z_i·z_p/τ
 
-    Partners of i are the group's other documents of its own class. Anchors without a partner are left out.
+    Partners of i are the group's other documents of its own class. Anchors without a partner are left out, and so are
+    groups of two documents: the sum is the partner alone, and the loss 0 whatever the representations are.
 
     Args:
         embeddings: [Q, C, d].
@@ -113,9 +114,11 @@ def grouped(
 
 def partners(positive: Tensor, mask: Tensor | None = None) -> Tensor:
     """[Q, C, C] bool: which documents of a group attract each other; see `grouped`."""
+    filled_QC = torch.ones_like(positive) if mask is None else mask
     same_QCC = positive.unsqueeze(1) == positive.unsqueeze(2)
     same_QCC = same_QCC & ~torch.eye(positive.shape[1], dtype=torch.bool, device=positive.device)
-    return same_QCC if mask is None else same_QCC & mask.unsqueeze(1) & mask.unsqueeze(2)
+    same_QCC = same_QCC & filled_QC.unsqueeze(1) & filled_QC.unsqueeze(2)
+    return same_QCC & (filled_QC.sum(-1) > 2)[:, None, None]
 
 
 def anchored(

@@ -2,7 +2,7 @@
 
 Classification counts labelled documents, class 1 where logit₁ exceeds logit₀. Ranking counts queries with an aligned
 document and at least two documents; documents without a label are not relevant. Ranking measures are those of
-ir-measures, which go by score and, among equal scores, by id.
+ir-measures; documents of equal score stay in the order in which they are given.
 """
 
 from __future__ import annotations
@@ -59,8 +59,10 @@ def ranking(rows: Sequence[RankingRow], scores: Scores) -> dict[str, float]:
             continue
         counted += 1
         for place, (label, score) in enumerate(zip(row["labels"], own, strict=True)):
-            truth.append(ir_measures.Qrel(str(number), f"{place:05d}", int(label == 1)))
-            run.append(ir_measures.ScoredDoc(str(number), f"{place:05d}", float(score)))
+            # Of equal scores ir-measures puts the larger id first; `rerank apply` keeps the order that was given.
+            name = f"{len(own) - place:09d}"
+            truth.append(ir_measures.Qrel(str(number), name, int(label == 1)))
+            run.append(ir_measures.ScoredDoc(str(number), name, float(score)))
     if not counted:
         return {}
     found = ir_measures.calc_aggregate(list(measures.values()), truth, run)
@@ -68,7 +70,7 @@ def ranking(rows: Sequence[RankingRow], scores: Scores) -> dict[str, float]:
 
 
 def measure(rows: Sequence[RankingRow], differences: Scores, second: Scores | None = None) -> dict[str, float]:
-    """All measures of rows.
+    """All measures of rows; those of classification are left out where no document has a label.
 
     Args:
         differences: logit₁ − logit₀ of each document, by which it is classified and ranked.
@@ -80,8 +82,10 @@ def measure(rows: Sequence[RankingRow], differences: Scores, second: Scores | No
         for label, value in zip(row["labels"], own, strict=True)
         if label is not None
     ]
-    found = classification([label for label, _ in labelled], [said for _, said in labelled])
-    found["labelled_documents"] = float(len(labelled))
+    found: dict[str, float] = {}
+    if labelled:
+        found = classification([label for label, _ in labelled], [said for _, said in labelled])
+        found["labelled_documents"] = float(len(labelled))
     return found | ranking(rows, differences if second is None else second)
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from prefloop.backends.reward import positions
 from prefloop.config import RerankSection
 from prefloop.engine.load import LOAD_ERRORS, choose_device, load_fix, resolve_encoder_path
 from prefloop.errors import UsageError
@@ -49,7 +50,7 @@ def load_two_logits(section: RerankSection, seed: int) -> CrossEncoder:
             path, revision=section.revision, trust_remote_code=section.trust_remote_code
         )
         _check_encoder(section.model, config)
-        classifies = any(a.endswith("ForSequenceClassification") for a in config.architectures or ())
+        classifies = any(map(_classifies, config.architectures or ()))
         torch.manual_seed(seed)
         if section.head == "linear":
             encoder = _linear(section, path, str(device))
@@ -61,7 +62,7 @@ def load_two_logits(section: RerankSection, seed: int) -> CrossEncoder:
             where=section.model,
             fix=load_fix(error, path) or _WHAT_TO_GIVE,
         ) from error
-    encoder.max_seq_length = min(section.max_length, encoder.max_seq_length or section.max_length)
+    _bound(encoder, section.max_length)
     _split(encoder)
     base = set(backbone(encoder).modules())
     for module in encoder.modules():
@@ -70,8 +71,13 @@ def load_two_logits(section: RerankSection, seed: int) -> CrossEncoder:
     return encoder.to(device).float()
 
 
-def load_for_scoring(folder: str, device: str = "auto", max_length: int | None = None) -> CrossEncoder:
+def load_for_scoring(
+    folder: str, device: str = "auto", max_length: int | None = None, *, trust_remote_code: bool = False
+) -> CrossEncoder:
     """A finished reranker: any cross-encoder with one logit.
+
+    Args:
+        max_length: tokens of a pair; never more than the model has positions for.
 
     Raises:
         UsageError: there is none, or it has several logits.
@@ -82,9 +88,14 @@ def load_for_scoring(folder: str, device: str = "auto", max_length: int | None =
     if not Path(path).exists() and path.count("/") > 1:
         raise UsageError("no such folder", where=folder, fix=_WHAT_TO_GIVE)
     try:
-        encoder = CrossEncoder(
-            path, device=str(choose_device(device)), max_length=max_length, model_kwargs={"use_safetensors": True}
-        )
+        with _silent():
+            encoder = CrossEncoder(
+                path,
+                device=str(choose_device(device)),
+                max_length=max_length,
+                trust_remote_code=trust_remote_code,
+                model_kwargs={"use_safetensors": True},
+            )
     except LOAD_ERRORS as error:
         raise UsageError(
             f"cannot be loaded as a reranker: {error}", where=folder, fix=load_fix(error, path) or _WHAT_TO_GIVE
@@ -95,6 +106,15 @@ def load_for_scoring(folder: str, device: str = "auto", max_length: int | None =
             where=folder,
             fix="give a cross-encoder with one label; `prefloop rerank train` writes such",
         )
+    model = encoder.transformers_model
+    if _classifies(type(model).__name__) and not any(map(_classifies, model.config.architectures or ())):
+        raise UsageError(
+            f"is an encoder without a head ({', '.join(model.config.architectures or [model.config.model_type])}): "
+            "its scores would be random",
+            where=folder,
+            fix="train one upon it: prefloop rerank train ROWS --model " + folder,
+        )
+    _bound(encoder, max_length)
     return encoder
 
 
@@ -157,6 +177,17 @@ def _check_encoder(name: str, config: Any) -> None:
             where=name,
             fix="give a BERT-like encoder or a cross-encoder upon one, such as BAAI/bge-reranker-v2-m3",
         )
+
+
+def _classifies(architecture: str) -> bool:
+    return architecture.endswith("ForSequenceClassification")
+
+
+def _bound(encoder: CrossEncoder, wanted: int | None) -> None:
+    """Longer pairs are cut at what is wanted, and in any case at the model's positions."""
+    known = [wanted, encoder.max_seq_length, positions(encoder.transformers_model, encoder.tokenizer)]
+    if given := [n for n in known if n]:
+        encoder.max_seq_length = min(given)
 
 
 def _standard(section: RerankSection, path: str, labels: int, device: str) -> CrossEncoder:

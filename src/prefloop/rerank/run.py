@@ -69,6 +69,8 @@ def train_reranker(
             fix="give rows with labels of 1 and 0, or with scores that differ",
         )
     _refuse_group_of_processes()
+    if out.exists() and not out.is_dir():
+        raise UsageError("is a file; a training needs a folder", where=str(out), fix="give another with --out")
     settings = section.model_dump(mode="json", exclude=RERANK_COSMETIC)
     start = model_digest(resolve_encoder_path(section.model), section.revision)
     data = [[vars(g) for g in groups], [list(kept["validation"]), list(kept["test"])]]
@@ -76,7 +78,7 @@ def train_reranker(
     out.mkdir(parents=True, exist_ok=True)
     atomic.sweep(out)
     done: dict[str, Any] = atomic.read_json(out / DONE) if (out / DONE).is_file() else {}
-    if done.get("fingerprint") == fingerprint:
+    if done.get("fingerprint") == fingerprint and (out / MODEL).is_dir():
         return done
     (out / DONE).unlink(missing_ok=True)
     _write_rejects(out, rejects)
@@ -94,10 +96,12 @@ def _train(
     on_log: Callable[[dict[str, Any]], None],
     on_step: Callable[[int, int], None],
 ) -> dict[str, Any]:
+    from prefloop.engine.load import choose_device, free, quiet
+
+    quiet()  # before the imports, some of which complain
     import torch
     import transformers
 
-    from prefloop.engine.load import choose_device, free, quiet
     from prefloop.rerank import model as models
     from prefloop.rerank import trainer as trainers
     from prefloop.rerank.batches import QuerySampler
@@ -105,7 +109,6 @@ def _train(
     from prefloop.train.precision import Precision
     from prefloop.train.stopping import on_first_signal
 
-    quiet()
     device = choose_device(section.device)
     precision = Precision.choose(device, getattr(torch, section.dtype))
     checkpoint = checkpoints.latest(out, fingerprint)
@@ -182,6 +185,7 @@ def rerank(
     batch_size: int = 64,
     device: str = "auto",
     max_length: int | None = None,
+    trust_remote_code: bool = False,
     on_pairs: Callable[[int], None] = lambda n: None,
 ) -> Iterator[list[float]]:
     """Score documents for queries; higher is better.
@@ -195,13 +199,14 @@ def rerank(
     Yields:
         Raw logits of each row's documents, by place.
     """
-    import torch
-
     from prefloop.engine.load import quiet
-    from prefloop.rerank.model import load_for_scoring
 
     quiet()
-    encoder = load_for_scoring(model, device, max_length)
+    import torch
+
+    from prefloop.rerank.model import load_for_scoring
+
+    encoder = load_for_scoring(model, device, max_length, trust_remote_code=trust_remote_code)
 
     def scored(chunk: list[tuple[str, Sequence[str]]]) -> Iterator[list[float]]:
         pairs = list(dict.fromkeys((query, text) for query, documents in chunk for text in documents))
@@ -219,7 +224,8 @@ def rerank(
         if sum(len(documents) for _, documents in chunk) >= CHUNK:
             yield from scored(chunk)
             chunk = []
-    yield from scored(chunk)
+    if chunk:
+        yield from scored(chunk)
 
 
 CHUNK = 4096
@@ -232,6 +238,13 @@ def _split(
     """Rows to train on and to measure on; a query and its rewritings are on one side."""
     queries = {_query_id(row) for row in rows}
     kept = {"validation": validation, "test": test}
+    if validation is not None and test is not None:
+        both = {_query_id(row) for row in validation} & {_query_id(row) for row in test}
+        if both:
+            raise UsageError(
+                f"{len(both):,} queries are among the validation rows and the test rows, {min(both)} first",
+                fix="take them out of one of the two: a test of what chose the best epoch says too much",
+            )
     taken: set[str] = set()
     found: dict[str, list[RankingRow]] = {}
     for name, given in kept.items():

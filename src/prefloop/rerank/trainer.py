@@ -7,6 +7,7 @@ same weights (tests/rerank/test_rerank_training.py).
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from prefloop.config import RerankSection
-from prefloop.errors import PrefloopError
+from prefloop.errors import PrefloopError, UsageError
 from prefloop.records import RankingRow
 from prefloop.rerank import metrics
 from prefloop.rerank.batches import Batch, Collator, QuerySampler
@@ -31,7 +32,11 @@ from prefloop.store import atomic
 from prefloop.train import checkpoints
 from prefloop.train.precision import Precision
 
+logger = logging.getLogger(__name__)
+
 Record = dict[str, Any]
+ALL_WEIGHT, NO_GRADIENT = 0.99, 1e-3
+"""MGDA stands still: a loss has more than this weight, and a gradient of at most this length beside the longest."""
 BEST, BEST_MARK = "best.safetensors", "best.json"
 
 
@@ -116,6 +121,7 @@ class RerankTrainer(CrossEncoderTrainer):  # type: ignore[misc]
         self._fingerprint = rhythm.fingerprint
         self._collate = Collator(model.tokenizer, model.max_seq_length, section)
         self._sums: dict[str, list[float]] = {}
+        self._warned = False
         super().__init__(
             model=model,
             args=arguments,
@@ -157,6 +163,7 @@ class RerankTrainer(CrossEncoderTrainer):  # type: ignore[misc]
                 fix="lower learning_rate, or train in float32; the last checkpoint holds the weights before",
             )
         names = list(shown)
+        self._warn_of_standstill(names, weighed)
         shown |= {f"weight_{name}": w for name, w in zip(names, weighed.weights.tolist(), strict=True)}
         if weighed.gram is not None:
             for i, first in enumerate(names):
@@ -165,6 +172,24 @@ class RerankTrainer(CrossEncoderTrainer):  # type: ignore[misc]
         shown["rows"] = float(batch.rows)
         for name, value in shown.items():
             self._sums.setdefault(name, []).append(value)
+
+    def _warn_of_standstill(self, names: Sequence[str], weighed: Weighed) -> None:
+        """Once: a loss at its end holds all the weight, and the others, which are not at theirs, are not learned."""
+        if self._warned or weighed.gram is None:
+            return
+        lengths = weighed.gram.diagonal().clamp(min=0).sqrt().tolist()
+        for name, weight, length in zip(names, weighed.weights.tolist(), lengths, strict=True):
+            if weight > ALL_WEIGHT and length <= NO_GRADIENT * max(lengths) and len(names) > 1:
+                self._warned = True
+                logger.warning(
+                    "step %d: MGDA gives %s a weight of %.3f and its gradient has nearly vanished, so nothing is "
+                    "learned of the others; set normalize=l2 or weighting=fixed, or take %s out of losses "
+                    "(docs/rerank.md)",
+                    self.state.global_step + 1,
+                    name,
+                    weight,
+                    name,
+                )
 
     @torch.no_grad()
     def evaluate(
@@ -175,6 +200,13 @@ class RerankTrainer(CrossEncoderTrainer):  # type: ignore[misc]
         named = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(dict(named))
         self.callback_handler.on_evaluate(self.args, self.state, self.control, named)
+        if self._section.metric not in found:
+            raise UsageError(
+                f"the validation queries have no {self._section.metric}: "
+                + ("no document of theirs has a label" if not found else "none has an aligned document among several"),
+                fix="give others with --validation, set another metric, or validation_share=0: the last weights are "
+                "taken then",
+            )
         if self.state.global_step:
             self._keep_best(found)
         return named
@@ -191,11 +223,6 @@ class RerankTrainer(CrossEncoderTrainer):  # type: ignore[misc]
         from safetensors.torch import save_model
 
         name = self._section.metric
-        if name not in found:
-            raise PrefloopError(
-                f"the validation queries have no {name}: none has an aligned document among several",
-                fix="give validation rows with whole candidate lists, or set metric=f1",
-            )
         before = best_of(self._out, self._fingerprint)
         if before is not None and not found[name] > before["value"]:
             return
