@@ -172,6 +172,33 @@ def test_the_plan_is_told_without_running(project, tmp_path):
     stages = json.loads(told.stdout.splitlines()[-1])["stages"]
     assert [s["name"] for s in stages] == STAGES
     assert {s["state"] for s in stages} == {"todo", "waits"}
+    asked = {s["name"]: s["reader"] for s in stages if "reader" in s}
+    # Without a document and with each of four; in the measurement two systems and three ablations, and the first
+    # reader without a document and with the first two of both orders.
+    assert asked["rate"] == {"calls_per_question": 5, "questions": None}
+    assert asked["evaluate"] == {"calls_per_question": 5 + 1 + 4, "questions": None}
+    limited = project.prefloop(
+        "run", "recipe.yaml", "questions.limit=20", "--dry-run", "--out", str(tmp_path / "none")
+    )
+    assert "up to 100 calls" in limited.stdout
+    assert "up to 40 calls" in limited.stdout
+
+
+def test_verbs_that_measure_or_export_answers_say_what_they_take(project, done, tmp_path):
+    for words in (("compare", "out"), ("export", "out", "--out", "pairs"), ("estimate", "recipe.yaml")):
+        told = project.prefloop(*words, expect=2)
+        assert "questions and documents" in told.stderr, words
+        assert "fix:" in told.stderr
+
+
+def test_another_labelling_reader_measures_again(project, tmp_path, monkeypatch):
+    monkeypatch.chdir(project.root)
+    settings = []
+    for override in ((), ("rate.model={path: sandbox, dtype: bfloat16}",)):
+        recipe = load_recipe(str(project.root / "recipe.yaml"), list(override))
+        planned = survey(recipe, tmp_path / "none", tmp_path / "cache.db")
+        settings.append(next(p.stage.settings for p in planned if p.stage.name == "evaluate"))
+    assert settings[0] != settings[1]
 
 
 def test_losses_left_out_are_trained_for_it(project, tmp_path, monkeypatch):

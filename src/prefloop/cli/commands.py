@@ -111,20 +111,22 @@ def _run(
 
 
 def _dry_run(recipe: Any, folder: Path, as_json: bool) -> None:
+    from prefloop.config import Recipe
     from prefloop.loop.calls import judge_calls
     from prefloop.loop.run import survey
 
     planned = survey(recipe, folder, cache_path())
     asked = judge_calls(recipe, planned)
+    who = "judge" if isinstance(recipe, Recipe) else "reader"
     rows = [
         {"number": p.stage.number, "name": p.stage.name, "state": p.state}
-        | ({"judge": asked[p.stage.name].json()} if p.stage.name in asked else {})
+        | ({who: asked[p.stage.name].json()} if p.stage.name in asked else {})
         for p in planned
     ]
     _table(
         results(as_json=as_json),
         f"{recipe.name} → {folder}",
-        ["", "stage", "state", *(["judge"] if asked else [])],
+        ["", "stage", "state", *([who] if asked else [])],
         [[r["number"], r["name"], r["state"], *([str(asked.get(str(r["name"]), ""))] if asked else [])] for r in rows],
     )
     if as_json:

@@ -97,7 +97,11 @@ def load_answering(name: str, overrides: list[str] | None = None) -> Recipe:
     """
     recipe = load_recipe(name, overrides)
     if not isinstance(recipe, Recipe):
-        raise UsageError("is a recipe of questions and documents, which this does not take", where=name)
+        raise UsageError(
+            "is a recipe of questions and documents, and this takes recipes of answers to prompts alone",
+            where=name,
+            fix="with such a recipe `prefloop run` works, with --dry-run too",
+        )
     return recipe
 
 

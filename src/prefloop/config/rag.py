@@ -81,6 +81,8 @@ class ReaderSection(OneModelSection):
             )
         if self.label_rule == "likelihood" and self.samples > 1:
             raise ValueError("likelihood samples no answers: set samples=1")
+        if self.references != "first" and self.label_rule != "likelihood":
+            raise ValueError(f"references means nothing to label_rule {self.label_rule}; take it out")
         if self.margin > 0 and self.label_rule not in ("f1_margin", "likelihood"):
             raise ValueError(f"margin means nothing to label_rule {self.label_rule}; take it out")
         if self.label_rule == "f1_margin" and self.margin == 0:

@@ -1,12 +1,13 @@
-"""How often a recipe's stages will ask a judge, before anything is computed: for `--dry-run`."""
+"""How often a recipe's stages will ask a judge or a reader, before anything is computed: for `--dry-run`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from prefloop.config import AnyRecipe, Recipe
+from prefloop.config import AnyRecipe, RagRecipe, Recipe
 from prefloop.loop.plan import Stage, evaluation_sample, evaluation_signals
+from prefloop.loop.rag_plan import HELDOUT_RETRIEVE, rerankers
 from prefloop.signals.build import Asking, asking
 
 if TYPE_CHECKING:
@@ -42,14 +43,39 @@ class Calls(NamedTuple):
         return f"up to {calls:,} calls: about {read:,} tokens read, besides the prompts, and {calls:,}{most} written"
 
 
-def judge_calls(recipe: AnyRecipe, planned: Sequence[Planned]) -> dict[str, Calls]:
-    """What the stages that are not done will ask of judges, by their names; others are not in it.
+class ReaderCalls(NamedTuple):
+    """What a stage of a recipe of questions and documents asks of a language model, at most.
+
+    Attributes:
+        each: calls for one question (`per`: or for one of its reference answers, each of which is scored).
+        questions: how many there are; None where they are not read yet and the recipe sets no limit.
+    """
+
+    each: int
+    questions: int | None
+    per: str = "question"
+
+    def json(self) -> dict[str, Any]:
+        """calls_per_question (or calls_per_reference), questions, and calls where they follow from these."""
+        found: dict[str, Any] = {f"calls_per_{self.per}": self.each, "questions": self.questions}
+        if self.questions is not None and self.per == "question":
+            found["calls"] = self.each * self.questions
+        return found
+
+    def __str__(self) -> str:
+        if self.questions is None or self.per != "question":
+            return f"for each {self.per}: {self.each:,} calls"
+        return f"up to {self.each * self.questions:,} calls"
+
+
+def judge_calls(recipe: AnyRecipe, planned: Sequence[Planned]) -> Mapping[str, Calls | ReaderCalls]:
+    """What the stages that are not done will ask of judges and readers, by their names; others are not in it.
 
     Raises:
         UsageError: a judge's template or rubric is faulty.
     """
     if not isinstance(recipe, Recipe):
-        return {}
+        return _reader_calls(recipe, planned)
     kept = {p.stage.name: p.success["rows"]["kept"] for p in planned if p.success and "rows" in p.success}
     found = {}
     for p in planned:
@@ -59,6 +85,30 @@ def judge_calls(recipe: AnyRecipe, planned: Sequence[Planned]) -> dict[str, Call
         if each.calls:
             found[p.stage.name] = Calls(each, _prompts(recipe, p.stage, kept))
     return found
+
+
+def _reader_calls(recipe: RagRecipe, planned: Sequence[Planned]) -> dict[str, ReaderCalls]:
+    kept = {p.stage.name: p.success["rows"]["kept"] for p in planned if p.success and "rows" in p.success}
+    rate, given, limit = recipe.rate, recipe.evaluate.questions, recipe.questions.limit
+    learned = kept.get("questions", limit)
+    if given is not None:
+        measured = given.limit
+    else:
+        measured = None if limit is None else max(1, round(limit * recipe.evaluate.holdout))
+    measured = kept.get(HELDOUT_RETRIEVE, kept.get("heldout", measured))
+    tried = recipe.retrieve.k if rate.ranks == "all" else len(rate.ranks)
+    # Labels of the documents that any of the orders puts first, and then an answer of every system.
+    first = min(recipe.retrieve.k, recipe.top_k * (1 + len(rerankers(recipe))))
+    systems = 2 + len(recipe.evaluate.ablations)
+    per = "reference" if rate.references == "best" else "question"
+    found = {
+        "rate": ReaderCalls((1 + tried) * rate.samples, kept.get("retrieve", learned), per),
+        "evaluate": ReaderCalls((1 + first) * rate.samples + systems, measured, per),
+    }
+    if recipe.augment is not None:
+        found["augment"] = ReaderCalls(len(recipe.augment.strategies) * (1 + recipe.augment.retries), learned)
+    waiting = {p.stage.name for p in planned if p.state != "done"}
+    return {name: calls for name, calls in found.items() if name in waiting}
 
 
 def _each(recipe: Recipe, stage: Stage) -> Asking:

@@ -105,11 +105,15 @@ class _Planner:
 
     def _label(self) -> None:
         recipe = self.recipe
-        reader = self.base if recipe.rate.model is None else model_settings(recipe.rate.model, self.cache)
-        settings: dict[str, Any] = {"signal": self._signal(), "model": reader}
+        settings: dict[str, Any] = {"signal": self._signal(), "model": self._labelling()}
         self._add("rate", settings, ("retrieve",), "signals", *BOXES)
         settings = {"rank": recipe.rank.model_dump(), "rewritten": bool(self._rewritten)}
         self._add("rows", settings, ("rate", *self._rewritten), "pairs")
+
+    def _labelling(self) -> dict[str, Any]:
+        """The reader that says which documents help, which may be another than the one that is trained."""
+        model = self.recipe.rate.model
+        return self.base if model is None else model_settings(model, self.cache)
 
     def _signal(self) -> dict[str, Any]:
         from prefloop.signals.reader import ReaderSignal
@@ -127,7 +131,8 @@ class _Planner:
                 "start": start,
                 "seed": self.recipe.seed,
             }
-            self._add(rerank_stage(left_out), settings, ("rows",), "rerank", "train/checkpoints.py")
+            boxes = ("rerank", "backends/reward.py", "train/checkpoints.py")
+            self._add(rerank_stage(left_out), settings, ("rows",), *boxes)
 
     def _readers(self) -> None:
         """The rows of both tasks, and the readers that learn them: one after the other, together, or answers alone."""
@@ -138,8 +143,8 @@ class _Planner:
             settings = shown | {"prealign": section.model_dump(exclude={"train", "mixed"})}
             inputs = ("rate", "retrieve", *self._rewritten)
             self._add("prealign", settings, inputs, "pairs", "signals/reader_prompt.py")
-        answers = self._add("qa", shown, ("rerank", "retrieve", *self._rewritten), "pairs", "rerank",
-                            "signals/reader_prompt.py")  # fmt: skip
+        boxes = ("pairs", "rerank", "backends/reward.py", "signals/reader_prompt.py")
+        answers = self._add("qa", shown, ("rerank", "retrieve", *self._rewritten), *boxes)
         if recipe.stage_one is not None:
             before = (self._reader(PREALIGN, recipe.stage_one, ("prealign",), ()),)
         mixed = section is not None and section.mixed
@@ -160,6 +165,7 @@ class _Planner:
             "evaluate": recipe.evaluate.model_dump(exclude={"questions", "holdout", "side_by_side"}),
             "top_k": recipe.top_k,
             "signal": self._signal(),
+            "labelling": self._labelling(),
             "base": self.base,
             "seed": recipe.seed,
         }

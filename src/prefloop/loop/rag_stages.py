@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,10 +126,11 @@ def run_qa(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> No
             original[name] = row["id"]
     bench.progress.total(len(asked), "questions")
     done = folder.begin(fingerprint)
-    for number, part in enumerate(parts(asked, 1024)):
+    all_parts = list(enumerate(parts(asked, 1024)))
+    scores = _scores(bench, "", (row for number, part in all_parts if number not in done for row in part))
+    for number, part in all_parts:
         if number not in done:
-            scored = zip(part, _scores(bench, "", part), strict=True)
-            ordered = [_ordered(row, by_score(scores)) for row, scores in scored]
+            ordered = [_ordered(row, by_score(next(scores))) for row in part]
             rows = qa_rows(ordered, original, bench.rag.top_k, prompt)
             folder.write_part(number, rows, "preference")
         bench.progress.advance(len(part))
@@ -268,14 +269,23 @@ def _system(bench: Bench, reader: ModelSection, asked: Sequence[Asked], orders: 
     return System(texts, orders)
 
 
-def _scores(bench: Bench, left_out: str, rows: Sequence[RetrievedRow]) -> list[list[float]]:
-    """A reranker's score of each document of each row; the reranker by the loss that it goes without."""
+def _scores(bench: Bench, left_out: str, rows: Iterable[RetrievedRow]) -> Iterator[list[float]]:
+    """A reranker's score of each document of each row; the reranker by the loss that it goes without.
+
+    The model is loaded once, when the first score is asked for.
+    """
     from prefloop.rerank.run import rerank
 
     section = bench.rag.rerank
     folder = bench.loop.folder(rerank_stage(left_out)).path / "model"
     pairs = ((row["query"], row["documents"]) for row in rows)
-    return list(rerank(str(folder), pairs, device=section.device, max_length=section.max_length))
+    return rerank(
+        str(folder),
+        pairs,
+        device=section.device,
+        max_length=section.max_length,
+        trust_remote_code=section.trust_remote_code,
+    )
 
 
 def _ordered(row: RetrievedRow, places: Sequence[int]) -> RetrievedRow:

@@ -109,8 +109,16 @@ def run_recipe(folder: Path) -> Recipe:
     Raises:
         UsageError: there is no run, or one of a version with other settings.
     """
+    facts = of_run.read(folder)
+    if facts.retrieves:
+        raise UsageError(
+            "is a run of questions and documents: its own stage evaluate measures its readers, in report.html and "
+            "summary.json",
+            where=str(folder),
+            fix=f"to measure the trained reader as a model by itself, give {folder / 'model'}",
+        )
     try:
-        return Recipe.model_validate(of_run.read(folder).recipe)
+        return Recipe.model_validate(facts.recipe)
     except ValidationError as error:
         raise UsageError(
             f"its recipe is not one of this version: {error.errors()[0]['msg']}", where=str(folder / "manifest.json")

@@ -42,6 +42,11 @@ class Facts:
         return str(self.manifest.get("name") or self.run.path.name)
 
     @property
+    def retrieves(self) -> bool:
+        """Whether it is a run of questions and documents, which has no pairs of answers."""
+        return "corpus" in self.recipe
+
+    @property
     def branches(self) -> list[str]:
         """The recipe's branches; one without a name where it has none."""
         return list(self.recipe.get("branches") or {}) or [""]
@@ -164,6 +169,12 @@ def pairs(facts: Facts, branch: str) -> Iterator[tuple[str, int, dict[str, Any]]
     Raises:
         UsageError: no pairs are there yet.
     """
+    if facts.retrieves:
+        raise UsageError(
+            "is a run of questions and documents: it makes no pairs of answers",
+            where=str(facts.run.path),
+            fix="export its reader (--what model); `prefloop inspect` shows the rows of its stages",
+        )
     stages = facts.done("pair", branch=branch) or facts.done("preferences")
     first = next(stages[0].folder.rows(), {}) if stages else {}
     if facts.done("judgments", branch=branch) or "completion" in first:
