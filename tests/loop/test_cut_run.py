@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -159,3 +161,9 @@ def test_a_file_of_judgments(tmp_path: Path) -> None:
     assert "train" in execute("recipes/dpo-file.yaml", tmp_path / "sft", *given, "train.objective=sft")["computed"]
     with pytest.raises(Exception, match="objective dpo takes pairs"):
         execute("recipes/dpo-file.yaml", tmp_path / "dpo", *given)
+
+
+def test_inspect_cut_is_a_verb_in_two_words_too(tmp_path):
+    command = [sys.executable, "-m", "prefloop", "inspect", "cut", "--help"]
+    said = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True).stdout
+    assert "inspect-cut" in said

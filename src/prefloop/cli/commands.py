@@ -415,11 +415,16 @@ def _terminate(*_: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
+def _verb(arguments: list[str]) -> list[str]:
+    """`inspect cut` is `inspect-cut`: typer has no verb with an argument and verbs below it."""
+    return ["inspect-cut", *arguments[2:]] if arguments[:2] == ["inspect", "cut"] else arguments
+
+
 def main() -> None:
     """Entry point: run a command, turn a user's error into one message and an exit code."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        app()
+        app(_verb(sys.argv[1:]))
     except PrefloopError as error:
         Console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
