@@ -9,7 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from prefloop.cli.commands import app
+from prefloop.errors import UsageError
 from prefloop.inputs.validate import validate_file
+from prefloop.rerank.files import read
 
 DOCUMENTS = [f" Title: Ada Content: passage {i} about Ada" for i in range(6)]
 TRAIN = {
@@ -141,3 +143,35 @@ def test_questions_too(tmp_path):
     assert (found.rows, found.valid, found.layout) == (2, 1, "questions")
     assert found.log.by_kind == {"empty_field": 1}
     assert validate_file(path, file_format="questions").problems == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"document_ids": [["d0"], ["d1"], ["d2"]]}, "document_ids[0]"),
+        ({"scores": ["high", 0.0, None]}, "scores[0]"),
+        ({"scores": [True, 0.0, None]}, "scores[0]"),
+        ({"id": 3}, "id"),
+        ({"query_id": ["q"]}, "query_id"),
+    ],
+)
+def test_what_training_refuses_is_found(tmp_path, changes, field):
+    row = changed(OURS, **changes)
+    found = report(tmp_path, [row], kind="rankings")
+    assert field in [p.field for p in found.log.kept]
+    with pytest.raises(UsageError):
+        read(str(tmp_path / "rows.jsonl"))
+
+
+def test_candidates_of_another_form(tmp_path):
+    with pytest.raises(UsageError, match="candidates need"):
+        report(tmp_path, [OURS], [changed(CANDIDATES, document_ids=[[i] for i in range(6)])])
+
+
+def test_the_way_out_that_reading_names_is_there(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("{}\n{}\n")
+    with pytest.raises(UsageError) as told:
+        read(str(path))
+    assert "--kind rankings" in told.value.fix
+    assert "on_bad_row" not in told.value.fix

@@ -170,3 +170,10 @@ def test_every_row_is_kept_or_rejected(tmp_path_factory, rows):
     assert len(kept) + len(rejects) == 1 + len(rows)
     assert len({row["id"] for row in kept}) == len(kept)
     assert all(answer.strip() for row in kept for answer in row["answers"])
+
+
+@pytest.mark.parametrize("parses", [1, True, [{"Answers": 1}], ["x"]])
+def test_parses_of_another_form_are_a_bad_row(tmp_path, parses):
+    path = write(tmp_path, {"RawQuestion": "q?", "Parses": parses, "QuestionId": "1"})
+    with pytest.raises(UsageError, match="no reference answer"):
+        read_questions(QuestionsSection(path=path))

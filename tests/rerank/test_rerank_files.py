@@ -159,3 +159,10 @@ def test_either_of_two_boxes_that_need_each_other_may_come_first():
     """`inputs` tells layouts apart by these columns, and files are read by `inputs`' readers."""
     for first in ("prefloop.rerank.files", "prefloop.inputs"):
         subprocess.run([sys.executable, "-c", f"import {first}"], check=True)
+
+
+def test_our_rows_of_a_published_source_are_not_joined(tmp_path):
+    """As `rerank apply` writes published rows."""
+    rows = [{"id": i, "query": "q", "documents": [f"d{i}"], "source": "published"} for i in "ab"]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [row["id"] for row in read(str(tmp_path / "rows.jsonl"))] == ["a", "b"]

@@ -172,6 +172,7 @@ def test_likelihood_of_a_real_model_is_the_difference_of_its_scores():
         ({"temperature": 1.0}, "by chance"),
         ({"label_rule": "likelihood", "samples": 2, "temperature": 1.0}, "samples no answers"),
         ({"margin": 0.2}, "means nothing"),
+        ({"references": "best"}, "references means nothing"),
         ({"label_rule": "f1_margin"}, "needs a margin"),
         ({"ranks": [3, 1]}, "must rise"),
         ({"ranks": []}, "is empty"),

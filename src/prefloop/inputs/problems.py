@@ -133,13 +133,17 @@ def nearest(name: str, known: Collection[str]) -> str | None:
     return by_lower[close[0]] if close else None
 
 
-def stop(log: ProblemLog, file: str, *, show: int = 10) -> UsageError:
+def stop(
+    log: ProblemLog, file: str, *, show: int = 10, kind: str | None = None, can_reject: bool = True
+) -> UsageError:
     """The error that lists the first problems and says how many there are.
 
     Args:
         log: at least one problem that is not a mere duplicate.
         file: the source, as the user wrote it.
         show: how many are listed.
+        kind: of rows, as `prefloop validate --kind` calls it; None where it finds that out.
+        can_reject: whether the reader has a setting `on_bad_row`.
     """
     # Fatal ones first: one wrong column often explains a thousand wrong rows.
     serious = sorted((p for p in log.kept if p.level != "duplicate"), key=lambda p: p.level != "fatal")
@@ -151,8 +155,8 @@ def stop(log: ProblemLog, file: str, *, show: int = 10) -> UsageError:
     if total > show:
         lines.append(f"… and {total - show} more")
     rows_only = log.by_level["fatal"] == 0
-    fix = f"correct them (`prefloop validate {file}` lists them all)"
-    if rows_only:
+    fix = f"correct them (`prefloop validate {file}{f' --kind {kind}' if kind else ''}` lists them all)"
+    if rows_only and can_reject:
         fix += ", or set on_bad_row=reject to go on without these rows"
     return UsageError(f"{total:,} problems\n" + "\n".join(lines), where=file, fix=fix)
 

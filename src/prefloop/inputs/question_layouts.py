@@ -59,11 +59,15 @@ def _trivia(row: Row) -> Found:
     return Found(row.get(names[0]), every, row.get(names[1]))
 
 
+def _items(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
 def _web_qsp(row: Row) -> Found:
     """The names of the answers of every parse; an answer that is no entity, such as a date, has only its value."""
     found: list[Any] = []
-    for parse in row.get("Parses") or ():
-        for answer in parse.get("Answers") or () if isinstance(parse, Mapping) else ():
+    for parse in _items(row.get("Parses")):
+        for answer in _items(parse.get("Answers") if isinstance(parse, Mapping) else None):
             if isinstance(answer, Mapping):
                 found.append(answer.get("EntityName") or answer.get("AnswerArgument"))
     return Found(row.get("RawQuestion") or row.get("ProcessedQuestion"), found, row.get("QuestionId"))

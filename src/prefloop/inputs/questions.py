@@ -54,7 +54,7 @@ def read_questions(section: QuestionsSection, seed: int = 0) -> tuple[list[Quest
     for problem in reader.unknown_columns():
         log.add(problem)
     if log.by_level["fatal"] or (log.by_level["error"] and stopping):
-        raise stop(log, section.path)
+        raise stop(log, section.path, kind="questions")
     if not rows:
         raise UsageError(
             f"none of the {log.total:,} rows can be used",

@@ -13,6 +13,7 @@ and with `candidates`, the rows of a retrieval, each document must be one that w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 from prefloop.errors import UsageError
 from prefloop.inputs.messages import Fault, text_fault
 from prefloop.inputs.problems import Problem, nearest, raw_json
-from prefloop.inputs.readers import Record, Stats, Stream, container_of, read_records
+from prefloop.inputs.readers import Record, Stats, Stream, container_of, json_type, read_records
 from prefloop.rerank.layouts import MEASURE, OURS, TRAIN
 from prefloop.signals.qa import judge
 
@@ -58,7 +59,13 @@ class Candidates:
                 raise UsageError(item.reason, where=item.where, fix=item.fix)
             query, documents = item.value.get("query"), item.value.get("documents")
             ids: list[Any] = item.value.get("document_ids") or documents or []
-            if not isinstance(query, str) or not isinstance(documents, list) or len(ids) != len(documents):
+            if (
+                not isinstance(query, str)
+                or not isinstance(documents, list)
+                or not isinstance(ids, list)
+                or len(ids) != len(documents)
+                or not all(isinstance(text, str) for text in (*ids, *documents))
+            ):
                 raise UsageError(
                     "candidates need `query` and `documents`, and as many `document_ids` where there are any",
                     where=f"{path}, {item.unit} {item.row}",
@@ -107,6 +114,13 @@ class RankingReader:
             checks = {"rankings": self._ours, "published_train": self._train, "published_measure": self._measure}
             faults += checks[layout](value)
         name = value.get("id")
+        faults += [
+            Fault(
+                "wrong_type", column, f"is a {json_type(value[column])}, not a text", "write a text, or leave it out"
+            )
+            for column in ("id", "query_id", "source")
+            if value.get(column) is not None and not isinstance(value[column], str)
+        ]
         if isinstance(name, str) and (before := self._ids.setdefault(name, record.row)) != record.row:
             reason = f"the id {name!r} is that of {record.unit} {before} too"
             faults.append(Fault("duplicate_id", "id", reason, "give every row its own"))
@@ -128,6 +142,15 @@ class RankingReader:
                 count = len(values) if isinstance(values, list) else 0
                 reason = f"has {count} entries for {len(documents)} documents"
                 faults.append(Fault("group_size", name, reason, "give one for each document"))
+            elif name == "document_ids":
+                faults += _texts(values, name)
+            elif name == "scores":
+                faults += [
+                    Fault("wrong_value", f"{name}[{i}]", f"is {v!r}", "give a finite number, or null for none")
+                    for i, v in enumerate(values)
+                    if v is not None
+                    and (isinstance(v, bool) or not isinstance(v, int | float) or not math.isfinite(v))
+                ]
             elif allowed is not None:
                 faults += [
                     Fault("wrong_value", f"{name}[{i}]", f"is {v!r}", "1 is aligned, 0 is unaligned, null is neither")

@@ -59,7 +59,7 @@ def read(path: str, split: str = "train") -> list[RankingRow | Group]:
                 continue
         rows.append(row)
     if log.by_level["fatal"] + log.by_level["error"]:
-        raise stop(log, path)
+        raise stop(log, path, kind="rankings", can_reject=False)
     if not rows:
         raise UsageError("no row is in it", where=path)
     return rows
