@@ -9,7 +9,6 @@ being short, by copying, or by saying something else.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from statistics import fmean
 from typing import Any
 
 from prefloop.errors import UsageError
@@ -86,18 +85,6 @@ def measure_writers(
         for source, own in rewrites.items()
     }
     return bias, texts
-
-
-def least_biased(bias: Mapping[str, Any], models: Sequence[str]) -> str:
-    """The model with the least Relative Δ in size, averaged over retrievers; the first where none is defined."""
-
-    def size(model: str) -> float:
-        sizes = [
-            abs(entry[DELTA][model]["value"]) for entry in bias.values() if entry[DELTA][model]["value"] is not None
-        ]
-        return fmean(sizes) if sizes else 201.0
-
-    return min(models, key=size)
 
 
 def lines(bias: Mapping[str, Any], texts: Mapping[str, Any]) -> list[str]:

@@ -177,7 +177,7 @@ def _measure_source_bias(
         The gaps of scores (`SCORE_GAPS`).
     """
     from prefloop.evaluate.source_task import Settings
-    from prefloop.evaluate.writers import BASE, GAPS, least_biased, lines, measure_writers
+    from prefloop.evaluate.writers import BASE, GAPS, lines, measure_writers
     from prefloop.retrieve.corpus import read_collection
     from prefloop.retrieve.pairs import open_pairs
     from prefloop.retrieve.retriever import open_retriever
@@ -219,14 +219,7 @@ def _measure_source_bias(
         if (name or BASE) in said:
             faults = {k.removeprefix("faults/"): int(n) for k, n in found.counts.items() if k.startswith("faults/")}
             said[name or BASE] |= {"faults": faults, "unread": len(found.unread), "unread_policy": section.unread}
-    summary = measured.summary
-    if "branches" in summary and "win_rate" not in summary:
-        best = least_biased(bias, list(summary["branches"]))
-        kept: dict[str, Any] = {
-            name: summary[name] for name in ("branches", "differences", "unmerged") if name in summary
-        }
-        summary = {**summary["branches"][best], "winner": best, **kept}
-    measured.summary = {**summary, "source_bias": bias, "source_texts": said}
+    measured.summary |= {"source_bias": bias, "source_texts": said}
     for line in lines(bias, said):
         bench.progress.note(line)
     return {name: entry.pop(GAPS) for name, entry in bias.items()}

@@ -49,5 +49,7 @@ def chosen(stop: StopSection | None, evaluated: Sequence[dict[str, Any]]) -> Cho
         number -= 1
     branch = evaluated[number - 1].get("winner", "")
     if len(evaluated[number - 1].get("branches", ())) > 1:
-        reason += f"; of its branches {branch} has the highest win rate"
+        compared = "win_rate" in evaluated[number - 1]
+        why = "has the highest win rate" if compared else "is the first, as no win rate was measured"
+        reason += f"; of its branches {branch} {why}"
     return Chosen(number, branch, reason)
