@@ -85,6 +85,11 @@ def test_all_sources_together_and_what_one_lacks(invoke, corpus, tmp_path):
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["corpus"]["left_out"] == {"human": 1, "m-a": 1}
     assert "1 passages of human are left out" in said
+    assert "1 queries are left out: all their relevant passages are" in said
+    assert said.index("are left out") < said.index("texts of m-a")
+    assert (summary["corpus"]["queries"], summary["corpus"]["queries_left_out"]) == (5, 1)
+    assert summary["evaluate"]["source_bias"]["bm25"]["relative_delta@10"]["m-a"]["n"] == 5
+    assert summary["evaluate"]["source_bias"]["bm25"]["queries"] == 5
     entry = summary["evaluate"]["source_bias"]["bm25"]
     assert entry["relative_delta@10"]["copy"]["value"] == pytest.approx(0)
     assert entry["relative_delta@10"]["copy"]["trec"]["value"] > 0  # "human" is the later name of the two

@@ -38,6 +38,7 @@ class Measured:
         retrievers: by name; the part `source_bias` of summary.json.
         texts: by source; the part `source_texts`.
         left_out: passages that some source lacks, by source that has them.
+        queries_left_out: queries all of whose relevant passages are among those.
         queries: rows of query, retriever, target and metrics.
         gaps: retriever -> source -> score of the human version minus that of the source, a relevant pair each.
     """
@@ -45,6 +46,7 @@ class Measured:
     retrievers: dict[str, dict[str, Any]]
     texts: dict[str, dict[str, Any]]
     left_out: dict[str, int]
+    queries_left_out: int = 0
     queries: list[dict[str, Any]] = field(default_factory=list)
     gaps: dict[str, dict[str, list[float]]] = field(default_factory=dict)
 
@@ -58,6 +60,7 @@ def measure_sources(
     *,
     semantic: EncoderRetriever | None = None,
     on_step: Step | None = None,
+    on_task: Callable[[Task], None] | None = None,
 ) -> Measured:
     """The whole protocol.
 
@@ -67,6 +70,7 @@ def measure_sources(
         retrievers: by the names under which they are reported.
         semantic: an encoder that says how near a rewrite's meaning is to the human text's.
         on_step: told of progress.
+        on_task: told, before anything is computed, what is measured on.
 
     Raises:
         UsageError: as for `prepare`.
@@ -74,7 +78,9 @@ def measure_sources(
     settings = settings or Settings()
     task = prepare(passages, queries, qrels, settings)
     others = [s for s in task.texts if s != settings.human]
-    measured = Measured({}, {}, task.left_out)
+    if on_task is not None:
+        on_task(task)
+    measured = Measured({}, {}, task.left_out, task.queries_left_out)
     steps, done = len(retrievers) * (len(task.texts) + 2) + len(others), 0
 
     def step(label: str) -> None:
@@ -154,7 +160,7 @@ def compare_sources(
             if on_step is not None:
                 on_step(f"{label}: {source}", number * (1 + len(others)) + place, steps)
             two = {s: task.texts[s] for s in (settings.human, source)}
-            pair = Task(two, task.queries, qrels, task.left_out, task.likeness)
+            pair = Task(two, task.queries, task.qrels, task.left_out, task.likeness)
             searched = search(retriever, pair, list(pair.texts), settings)
             entry, _ = mixed_figures(searched, pair, settings)
             rates, gaps = win_rates(searched.index, pair, settings)

@@ -58,6 +58,8 @@ class Task:
     left_out: dict[str, int]
     likeness: dict[str, dict[str, Likeness]]
     """Of each source but the human one, by passage."""
+    queries_left_out: int = 0
+    """Queries all of whose relevant passages are left out."""
 
     def length_matched(self, source: str) -> set[str]:
         """Ids of the passages whose version of this source is about as long as the human one."""
@@ -83,6 +85,9 @@ def prepare(
 ) -> Task:
     """Keep the passages that all sources have: where one lacks its version, the others would win by default.
 
+    Judgements of the passages left out go with them, and so do queries without another relevant passage: no ranking
+    could serve those.
+
     Raises:
         UsageError: there is no human source, nothing to compare it with, or nothing in common.
     """
@@ -99,13 +104,16 @@ def prepare(
     if not shared:
         raise UsageError("the sources have no passage id in common", fix="versions of a passage share its _id")
     left_out = {s: len(texts) - len(shared) for s, texts in by_source.items() if len(texts) > len(shared)}
-    asked = [q for q in queries if q.id in qrels]
+    left = {name for texts in by_source.values() for name in texts}.difference(shared)
+    kept = {q: {d: grade for d, grade in row.items() if d not in left} for q, row in qrels.items()}
+    lost = {q for q, row in kept.items() if max(qrels[q].values(), default=0) > 0 >= max(row.values(), default=0)}
+    asked = [q for q in queries if q.id in qrels and q.id not in lost]
     texts = {s: {name: by_source[s][name] for name in shared} for s in order}
     originals = texts[settings.human]
     likeness = {
         s: {name: compare(original, texts[s][name]) for name, original in originals.items()} for s in order[1:]
     }
-    task = Task(texts, asked, qrels, left_out, likeness)
+    task = Task(texts, asked, kept, left_out, likeness, sum(q.id in lost for q in queries))
     if not task.relevant:
         raise UsageError(
             "no query has a relevant passage among them", fix="check that judgements and corpus belong together"

@@ -17,6 +17,7 @@ from prefloop.store import atomic
 
 if TYPE_CHECKING:
     from prefloop.evaluate.source_protocol import Measured
+    from prefloop.evaluate.source_task import Task
     from prefloop.retrieve.corpus import Collection
     from prefloop.ui.progress import Progress
 
@@ -108,6 +109,12 @@ def measure(
         progress.total(total, "texts")
         progress.at(done)
 
+    def told(task: Task) -> None:
+        for source, left in task.left_out.items():
+            progress.warn(f"{left:,} passages of {source} are left out: not every source has them")
+        if task.queries_left_out:
+            progress.warn(f"{task.queries_left_out:,} queries are left out: all their relevant passages are")
+
     collection, known = read_corpus(corpus, split, sources, settings.human, progress)
     with Cache(cache_path) as cache:
         opened: dict[str, Retriever] = {}
@@ -129,13 +136,12 @@ def measure(
                 settings,
                 semantic=meaning,
                 on_step=lambda label, done, total: progress.stage(label, done + 1, total),
+                on_task=told,
             )
             identities = {name: opened[name].identity for name in retrievers}
         finally:
             for retriever in opened.values():
                 retriever.close()
-    for source, left in measured.left_out.items():
-        progress.warn(f"{left:,} passages of {source} are left out: not every source has them")
     summary = {
         "stages": {},
         "corpus": {
@@ -146,7 +152,8 @@ def measure(
             "human": settings.human,
             "passages": next(iter(measured.texts.values()))["passages"],
             "left_out": measured.left_out,
-            "queries": len(collection.queries),
+            "queries": len(collection.queries) - measured.queries_left_out,
+            "queries_left_out": measured.queries_left_out,
             "titles": settings.titles,
         },
         "evaluate": {"source_bias": measured.retrievers, "source_texts": measured.texts},
