@@ -129,6 +129,23 @@ def test_mistakes(invoke, corpus, tmp_path):
     assert "hf download" in invoke(*given, "--retriever", "no/model", code=2)
     assert "at least 1 character" in invoke(*given, "--retriever", "", code=2)
     assert not (tmp_path / "out").exists()
+    (tmp_path / "taken").write_text("")
+    for out in (tmp_path / "taken", tmp_path / "taken" / "below"):
+        said = invoke("--corpus", "nowhere", "--retriever", "bm25", "--out", out, code=2)
+        assert "taken: is a file; the results need a folder" in said
+
+
+def test_what_the_figures_cannot_say_is_said(invoke, corpus, tmp_path):
+    given = ("--corpus", corpus, "--source", "m-a", "--out", tmp_path / "out")
+    said = " ".join(invoke(*given, "--retriever", "bm25").split())
+    assert "after Holm's" not in said
+    assert "; all 6 queries are equal; the interval says nothing" in said
+    assert "of equal length: no passage of m-a has 0.9 to 1.1 times the human one's words" in said
+    queries = (corpus / "queries.jsonl").read_text().replace('"fox"', '"zebra"')
+    (corpus / "queries.jsonl").write_text(queries)
+    said = " ".join(invoke(*given, "--retriever", "bm25", "--retriever", "again=bm25").split())
+    assert "after Holm's correction)" in said
+    assert "; Relative Δ is of 5 queries, 'human text wins' of 6, as 1 had no hit" in said
 
 
 def test_names_of_retrievers(tmp_path):

@@ -13,6 +13,8 @@ from pydantic import ValidationError
 from prefloop.config import RetrieverSection
 from prefloop.errors import UsageError
 from prefloop.evaluate.source_task import HEADLINE, Settings
+from prefloop.evaluate.source_texts import MATCHED
+from prefloop.evaluate.stats import says_nothing
 from prefloop.store import atomic
 
 if TYPE_CHECKING:
@@ -115,6 +117,7 @@ def measure(
         if task.queries_left_out:
             progress.warn(f"{task.queries_left_out:,} queries are left out: all their relevant passages are")
 
+    _folder(out)
     collection, known = read_corpus(corpus, split, sources, settings.human, progress)
     with Cache(cache_path) as cache:
         opened: dict[str, Retriever] = {}
@@ -163,6 +166,13 @@ def measure(
     return summary
 
 
+def _folder(out: Path) -> None:
+    """Refuse what cannot be a folder before anything is computed."""
+    taken = next((p for p in (out, *out.parents) if p.exists()), None)
+    if taken is not None and not taken.is_dir():
+        raise UsageError("is a file; the results need a folder", where=str(taken), fix="give another --out")
+
+
 def write(out: Path, summary: dict[str, Any], measured: Measured) -> None:
     """summary.json, queries.csv (a row for each query, retriever and target) and report.html."""
     from prefloop.evaluate.sheet import csv_text
@@ -199,15 +209,33 @@ def sentences(summary: dict[str, Any]) -> list[str]:
     """What may be said, a line for each retriever and source."""
     human = summary["corpus"]["human"]
     said = {"higher": "favours {human} over {source}", "lower": "favours {source} over {human}"}
+    entries = _entries(summary)
+    corrected = " after Holm's correction" if len(entries) > 1 else ""
     lines = []
-    for name, source, _, delta in _entries(summary):
+    for name, source, entry, delta in entries:
         words = said.get(delta["verdict"], "no detectable preference between {human} and {source}")
-        line = f"{name}: {words.format(human=human, source=source)} (p {delta['p_holm']:.2g})"
+        line = f"{name}: {words.format(human=human, source=source)} (p {delta['p_holm']:.2g}{corrected})"
         neutral = delta.get("neutral")  # there where the main figures are trec_eval's
         if delta["verdict"] in said and neutral and neutral["ci_low"] <= 0 <= neutral["ci_high"]:
             line += f", but only by how trec_eval orders equal scores: {spoken(neutral)} with --ties neutral"
+        if delta["value"] is not None and says_nothing(_rounded(delta)):
+            line += f"; all {delta['n']} queries are equal; the interval says nothing"
+        asked = entry["win_rate"][source]["queries"]
+        if delta["value"] is not None and delta["n"] != asked:
+            line += f"; Relative Δ is of {delta['n']:,} queries, 'human text wins' of {asked:,}"
+            if entry["no_hit"] and entry["no_hit_queries"] == "dropped":
+                line += f", as {entry['no_hit']:,} had no hit"
         lines.append(line)
+    for source, texts in summary["evaluate"]["source_texts"].items():
+        if not texts["length_matched"]:
+            low, high = MATCHED
+            lines.append(f"of equal length: no passage of {source} has {low} to {high} times the human one's words")
     return lines
+
+
+def _rounded(figure: dict[str, Any]) -> dict[str, Any]:
+    """Ends that differ by rounding errors of the bootstrap's means only are one."""
+    return {k: round(v, 9) if k.startswith("ci_") else v for k, v in figure.items()}
 
 
 def _entries(summary: dict[str, Any]) -> list[tuple[str, str, dict[str, Any], dict[str, Any]]]:
