@@ -196,3 +196,24 @@ def test_usage(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="made, not read"):
         validate_file("sandbox:questions/train")
     assert validate_file(tmp_path / "none.jsonl").log.kept[0].kind == "no_such_file"
+
+
+def test_json_lines_named_json_are_read_as_a_run_reads_them(tmp_path: Path) -> None:
+    judged = [{"prompt": f"q{i}", "completion": "a", "judgment": "too short", "score": 3} for i in range(2)]
+    for rows, layout in (([GOOD, GOOD | {"prompt": "p"}], "preference"), (judged, "judgment")):
+        report = validate_file(write(tmp_path / "p.json", *rows))
+        assert (report.kind, report.rows, report.valid) == ("preference", 2, 2)
+        assert report.layout == layout
+    assert not validate_file(write(tmp_path / "q.json", {"prompt": "a"}, {"prompt": "b"})).ok
+
+
+def test_what_is_no_file_is_told_first(tmp_path: Path) -> None:
+    for kind in ("auto", "preferences", "rankings"):
+        with pytest.raises(UsageError, match="there is no such file"):
+            validate_file(tmp_path / "nofile", kind=kind)
+        with pytest.raises(UsageError, match="is a folder, not a file"):
+            validate_file(tmp_path, kind=kind)
+    (tmp_path / "rows").write_text("x")
+    with pytest.raises(UsageError, match="does not say the format") as told:
+        validate_file(tmp_path / "rows")
+    assert "--format" in (told.value.fix or "")

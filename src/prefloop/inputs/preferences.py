@@ -175,7 +175,7 @@ class PreferenceReader:
 
     def _unknown_format(self, record: Record) -> Problem:
         reason = f"no preference data: the columns {', '.join(record.value) or '(none)'} fit no known format"
-        fix = f"rename them, or set `format` to one of: {', '.join(LAYOUTS)}"
+        fix = f"rename them, or set `format` (`--format` of `prefloop validate`) to one of: {', '.join(LAYOUTS)}"
         return Problem("unknown_format", self.section.path, record.row, None, reason, fix, record.unit, "fatal")
 
     def _one(self, record: Record, layout: Layout) -> tuple[PreferenceRow | None, list[Problem]]:

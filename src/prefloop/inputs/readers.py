@@ -59,10 +59,11 @@ def format_of(path: str, declared: str = "auto") -> str:
     if declared != "auto":
         return declared
     if found is None:
+        _be_there(path)
         raise UsageError(
             f"the name does not say the format (known endings: {', '.join(FORMATS)})",
             where=path,
-            fix="rename the file, or set `format`",
+            fix="rename the file, or say the format: `format` in a recipe, `--format` of `prefloop validate`",
         )
     return found
 
@@ -76,6 +77,7 @@ def container_of(path: str) -> str:
         UsageError: the path says nothing about the format.
     """
     if not path.startswith(("hub:", "sandbox:")) and suffix_of(path) not in FORMATS:
+        _be_there(path)
         known = ", ".join(FORMATS)
         raise UsageError(
             f"the name does not say what kind of file it is (known endings: {known})",
@@ -88,6 +90,14 @@ def container_of(path: str) -> str:
             head = f.read(4096).removeprefix(BOM).lstrip()
         return "json" if not head or head.startswith(b"[") or guess_encoding(head).startswith("UTF-16") else "jsonl"
     return found
+
+
+def _be_there(path: str) -> None:
+    """Where the name says nothing, it is first of all no name of a file."""
+    if Path(path).is_dir():
+        raise UsageError("is a folder, not a file", where=path, fix="name one file in it")
+    if not Path(path).exists():
+        raise UsageError("there is no such file", where=path, fix=f"check the path (looked from {Path.cwd()})")
 
 
 def read_records(path: str, container: str, stats: Stats, split: str = "train") -> Stream:

@@ -197,6 +197,14 @@ def validate_file(
     stream: Stream = (
         pairs.stream() if is_registry(prompts.path) else read_records(prompts.path, container, stats, prompts.split)
     )
+    if kind == "auto" and file_format == "auto" and container == "json" and container_of(prompts.path) == "jsonl":
+        # A run reads JSON Lines named .json as anything but prompts and candidates.
+        lines = Stats()
+        tried, rows = _kind(read_records(prompts.path, "jsonl", lines), column)
+        if tried in ("preferences", "rankings"):
+            pairs.stats = stats = lines
+            stream = rows
+            kind = tried
     if kind == "auto":
         kind, stream = _kind(stream, column)
     if kind == "rankings":
