@@ -109,6 +109,7 @@ def test_preferences_stand_in_place_of_prompts_and_rate(recipe):
         ([*GIVEN, "pair.min_gap=1"], "preferences and pair exclude each other"),
         ([*GIVEN, "rounds=2"], "set rounds=1"),
         (["prompts=null"], "prompts is missing"),
+        (["rate={type: critic, callable: crit.judge}"], "rate.callable: write module:name"),
         (["rate=null"], "rate is missing; it must be set in the recipe or as rate=…"),
         (GIVEN[:2], "nothing says where preferences come from"),
         ([*GIVEN, "preferences.formt=pku"], "preferences.formt: unknown setting; did you mean format?"),

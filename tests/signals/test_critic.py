@@ -139,13 +139,22 @@ def test_what_identifies_it(tmp_path: Path) -> None:
         build(critic_section(template=str(own)))
 
 
+def test_the_fix_for_a_missing_function_says_what_a_critic_returns(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "crit_without.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"completion: str\) -> what is wrong as a text, or None"):
+        FunctionCritic("crit_without:nope")
+
+
 def test_recipes_that_cannot_be_meant() -> None:
     base = {"name": "t", "model": "m", "prompts": "p.jsonl", "train": {"objective": "cut"}}
     assert Recipe.model_validate({**base, "rate": {"type": "critic"}, "sample": {"n": 1}}).ways[""].judged
     for changes, message in (
         ({"rate": {"type": "judge"}}, "set rate.type=critic"),
         ({"rate": {"type": "critic"}, "pair": {"min_gap": 1}}, "take the section out"),
-        ({"rate": {"type": "critic", "callable": "a:b", "model": "m"}}, "exclude each other"),
+        ({"rate": {"type": "critic", "callable": "a:b", "model": "m"}}, r"exclude each other.*rate\.model=null"),
         ({"rate": {"type": "critic"}, "train": {"objective": "dpo"}, "sample": {"n": 1}}, "a pair needs two answers"),
         ({"rate": {"type": "critic"}, "train": {"objective": {"type": "cut", "threshold": 1.0}}}, "greater than 1"),
     ):

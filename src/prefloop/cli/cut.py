@@ -61,7 +61,7 @@ def inspect_cut(
     section = ModelSection.model_validate((section.model_dump() if section and model is None else {}) | given)
     objective = objective or CutObjectiveSection()
     threshold, form = threshold or objective.threshold, judged_prompt or objective.judged_prompt
-    known = None if truth is None else load(truth)
+    known = None if truth is None else load(truth, "places of the wrong characters, counted from 0")
     page = out or Path("inspect-cut.html")
     page.parent.mkdir(parents=True, exist_ok=True)
     quiet()

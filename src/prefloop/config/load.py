@@ -178,6 +178,8 @@ def _explain(error: Any, kind: type[Section]) -> str:
     if error["type"] == "missing":
         return f"{place}: is missing; it must be set in the recipe or as {place}=…"
     message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "string_pattern_mismatch" and place.endswith("callable"):
+        message = "write module:name, such as mymodule:myfunction for the function of that name in mymodule.py"
     given = error.get("input")
     shown = f" (given: {given!r})" if isinstance(given, (str, int, float, bool)) else ""
     return f"{place or 'recipe'}: {message[0].lower()}{message[1:]}{shown}"

@@ -258,7 +258,10 @@ class CriticSignalSection(OneModelSection):
     def _one_critic(self) -> Self:
         if self.callable is not None and (self.model is not None or self.template is not None):
             what = "model" if self.model is not None else "template"
-            raise ValueError(f"callable and {what} exclude each other: a function or a model criticises")
+            raise ValueError(
+                f"callable and {what} exclude each other: a function or a model criticises; to use the function, take "
+                f"the {what} out with {what}=null in the same section, such as rate.{what}=null"
+            )
         return self
 
     @property

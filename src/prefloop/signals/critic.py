@@ -111,7 +111,7 @@ class FunctionCritic:
     pairwise = False
 
     def __init__(self, path: str) -> None:
-        self.path, self.function = path, function.load(path)
+        self.path, self.function = path, function.load(path, "what is wrong as a text, or None")
         self.name = f"critic-{path}"
         self.identity: dict[str, Any] = function.identity(path) | {"type": "critic"}
 

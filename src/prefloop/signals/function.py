@@ -23,8 +23,12 @@ from prefloop.store.fingerprint import code_digest, file_digest
 Scorer = Callable[[list[Message], str], Any]
 
 
-def load(path: str) -> Scorer:
+def load(path: str, returns: str = "float or None") -> Scorer:
     """Import `module:name`, from the installed packages or the current directory.
+
+    Args:
+        path: `module:name`.
+        returns: what the function is to return, for the messages.
 
     Raises:
         UsageError: there is no such module or name, the module fails to import, or the name is not callable.
@@ -55,7 +59,7 @@ def load(path: str) -> Scorer:
         raise UsageError(
             f"module {module_name} ({getattr(module, '__file__', None)}) {what}",
             where=path,
-            fix="name a function of (prompt: list of messages, completion: str) -> float or None",
+            fix=f"name a function of (prompt: list of messages, completion: str) -> {returns}",
         )
     try:
         inspect.signature(found).bind([], "")
@@ -63,7 +67,7 @@ def load(path: str) -> Scorer:
         raise UsageError(
             f"cannot be called with a prompt and a completion: {error}",
             where=f"{getattr(module, '__file__', None)}, {name}",
-            fix="name a function of (prompt: list of messages, completion: str) -> float or None",
+            fix=f"name a function of (prompt: list of messages, completion: str) -> {returns}",
         ) from None
     except ValueError:  # some functions that are not written in Python do not tell
         pass
