@@ -151,7 +151,12 @@ NO_CHOICE = Refusal("the server gives no log-probabilities", unsupported=True)
         ({"verdict": "choose"}, NO_CHOICE, "the server gives no log-probabilities", "verdict=text"),
         ({"verdict": "choose"}, [0, 0, 0, 0, 0], "its labels got no probability", "min_label_mass"),
         ({"verdict": "text"}, "I cannot say.", "its reply held no verdict", "verdict=json"),
-        ({"verdict": "text"}, Refusal("takes 4312 tokens", too_long=True), "takes N tokens", "longer context"),
+        (
+            {"verdict": "text"},
+            Refusal("takes 4312 tokens", too_long=True),
+            "takes 4312 tokens, on average",
+            "sample.max_new_tokens",
+        ),
         ({"verdict": "text"}, Refusal("the server said no"), "the server said no", "table calls"),
     ],
 )

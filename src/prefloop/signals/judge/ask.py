@@ -32,10 +32,14 @@ BARE_TOKENS, BARE_TOKENS_A_TEXT = 16, 6
 
 # Begins the counts of nulls by their reason; behind it a kind and the reason in words.
 NULL = "null:"
+# Begins what a number of such a reason adds up to; behind it the number's place, from 0, and the name of the count.
+SUM = "sum:"
+_NUMBER = re.compile(r"\b[0-9]+\b")
 UNSUPPORTED, TOO_LONG, REFUSED, UNREAD, MASS = "unsupported", "too_long", "refused", "unread", "mass"
 
 Counts = defaultdict[str, float]
 Numbers = list[float]
+_Why = tuple[str, list[int]]
 Asking = Generator[list[Call], list[Result], list[Numbers | None]]
 
 
@@ -114,14 +118,15 @@ class Asked:
             by_choose, by_json and by_text (verdicts by their form), label_mass (its sum over by_choose),
             unequal_labels (chosen verdicts whose labels have different numbers of tokens), unparsed (written
             replies without a verdict), asked_again (further calls for that reason) and, under `NULL`, for each kind of
-            reason and reason the nulls that it left ("null:unsupported:the server gives …").
+            reason and reason the nulls that it left ("null:unsupported:the server gives …"); under `SUM` what the
+            numbers in a reason of `TOO_LONG` add up to.
     """
 
     def __init__(self, manner: Manner, context: Context, questions: Sequence[Question], counts: Counts) -> None:
         self.manner, self.context, self.questions, self.counts = manner, context, questions, counts
         self.found: list[Numbers | None] = [None] * len(questions)
         # What last stood in the way of each verdict.
-        self.why: list[str] = [_why(UNREAD, "no form of the verdict was asked for")] * len(questions)
+        self.why: list[_Why] = [_why(UNREAD, "no form of the verdict was asked for")] * len(questions)
 
     def run(self) -> Asking:
         """The verdicts, one for each question; None where there is none."""
@@ -131,9 +136,11 @@ class Asked:
                 waiting = yield from self._in_form(form, waiting)
         self.counts["verdicts"] += len(self.found)
         self.counts["nulls"] += self.found.count(None)
-        for numbers, why in zip(self.found, self.why, strict=True):
+        for numbers, (why, said) in zip(self.found, self.why, strict=True):
             if numbers is None:
                 self.counts[why] += 1
+                for place, number in enumerate(said):
+                    self.counts[f"{SUM}{place}:{why}"] += number
         self.counts["shortened"] += 0
         return self.found
 
@@ -266,6 +273,9 @@ def _kind(refusal: Refusal) -> str:
     return UNSUPPORTED if refusal.unsupported else TOO_LONG if refusal.too_long else REFUSED
 
 
-def _why(kind: str, reason: str) -> str:
-    """The count of nulls for a reason. Numbers in it are left out, so that like reasons are counted together."""
-    return f"{NULL}{kind}:{re.sub(r'[0-9]+', 'N', ' '.join(reason.split()))[:200]}"
+def _why(kind: str, reason: str) -> _Why:
+    """The count of nulls for a reason, and its numbers. They stand as N in the count's name, so that like reasons are
+    counted together."""
+    said = " ".join(reason.split())
+    numbers = [int(number) for number in _NUMBER.findall(said)] if kind == TOO_LONG else []
+    return f"{NULL}{kind}:{re.sub(r'[0-9]+', '#', _NUMBER.sub('N', said))[:200]}", numbers

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from itertools import count
 
 from prefloop.errors import PrefloopError
 from prefloop.signals.bias import FEW_CASES, HIGH_LONGER_WINS, LOW_CONSISTENCY, rates
-from prefloop.signals.judge.ask import MASS, NULL, REFUSED, TOO_LONG, UNREAD, UNSUPPORTED
+from prefloop.signals.judge.ask import MASS, NULL, REFUSED, SUM, TOO_LONG, UNREAD, UNSUPPORTED
 
 # Before the end of a stage: the share of null verdicts, and over how many, that no later part will make good.
 EARLY_NULLS, EARLY_VERDICTS = 0.5, 100
@@ -16,7 +18,8 @@ LOW_LABEL_MASS = 0.05
 # What helps against nulls, by the kind of their reason.
 FIXES = {
     UNSUPPORTED: "ask for written verdicts, which every server can give: verdict=text (or auto)",
-    TOO_LONG: "shorten prompts and answers, or use a judge with a longer context",
+    TOO_LONG: "use a judge with a longer context (rate.model, in the measurement evaluate.judge.model), lower "
+    "sample.max_new_tokens (there evaluate.sample.max_new_tokens), or give shorter prompts",
     UNREAD: "use a judge that follows the template, ask for its verdicts in another form (verdict=json or choose), or "
     "raise max_new_tokens if its replies are cut off",
     MASS: "ask for written verdicts (verdict=text), use a judge that follows the template, or lower min_label_mass",
@@ -54,13 +57,26 @@ def check_nulls(counts: Mapping[str, float], max_null_share: float, *, final: bo
 
 
 def null_reasons(counts: Mapping[str, float]) -> list[tuple[str, str, float]]:
-    """Why there were nulls: (kind, reason in words, how many), the most frequent first."""
+    """Why there were nulls: (kind, reason in words, how many), the most frequent first. Its numbers are means."""
     found = []
     for key, times in counts.items():
         if key.startswith(NULL) and times:
             kind, _, reason = key.removeprefix(NULL).partition(":")
-            found.append((kind, reason, times))
+            found.append((kind, _with_numbers(reason, key, times, counts), times))
     return sorted(found, key=lambda entry: (-entry[2], entry[1]))
+
+
+def _with_numbers(reason: str, key: str, times: float, counts: Mapping[str, float]) -> str:
+    """The reason with the means of its numbers where they are known."""
+    places = count()
+    known = f"{SUM}0:{key}" in counts
+
+    def mean(found: re.Match[str]) -> str:
+        total = counts.get(f"{SUM}{next(places)}:{key}")
+        return found[0] if total is None else f"{total / times:.0f}"
+
+    said = re.sub(r"\bN\b", mean, reason)
+    return f"{said}, on average" if known and times > 1 else said
 
 
 def check_noise(counts: Mapping[str, float], *, force: bool) -> None:
