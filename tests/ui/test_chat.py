@@ -34,6 +34,7 @@ def talk(lines, *arguments):
 def test_the_conversation_grows_and_resets(answers):
     done = talk(["Hello", "", "And then?", "/reset", "Again", "/quit", "never read"], "--system", "Be brief.")
     assert done.exit_code == 0
+    assert done.stderr.count("the conversation starts over") == 1
     system = ("system", "Be brief.")
     assert answers == [
         [system, ("user", "Hello")],
@@ -43,7 +44,9 @@ def test_the_conversation_grows_and_resets(answers):
 
 
 def test_a_system_message_starts_over(answers):
-    talk(["Hello", "/system Be kind.", "Hello", "/what"])
+    done = talk(["Hello", "/system Be kind.", "Hello", "/what"])
+    assert "there is no /what; /reset starts over" in done.stderr
+    assert "Loading weights" not in done.stderr
     assert answers == [[("user", "Hello")], [("system", "Be kind."), ("user", "Hello")]]
 
 

@@ -10,6 +10,7 @@ import contextlib
 import gc
 import importlib.resources
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -282,15 +283,20 @@ def free() -> None:
         torch.cuda.empty_cache()
 
 
+def _not_about_length(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith("Token indices sequence length is longer")
+
+
 def quiet() -> None:
     """Keep transformers' own bars, and what libraries say of their own code, out of what people look at."""
-    import logging
     import warnings
 
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    # A text beyond the model's positions is refused or cut here, and that is told.
+    logging.getLogger("transformers.tokenization_utils_base").addFilter(_not_about_length)
     # peft imports bitsandbytes with every adapter, and that misses a faster kernel for 4 bits on a CPU.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 

@@ -22,6 +22,7 @@ def converse(
     Every turn draws from its own random stream, so a conversation with the same seed repeats.
     """
     from prefloop.backends.hf import HfBackend
+    from prefloop.engine.load import quiet
 
     path = model
     if (Path(model) / "manifest.json").is_file():
@@ -34,6 +35,7 @@ def converse(
             )
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="replace")
+    quiet()
     backend = HfBackend.load(ModelSection.model_validate({"path": path, "template": template}))
     interactive = sys.stdin.isatty()
     print(f"{model}: {HELP}", file=sys.stderr)
@@ -50,11 +52,14 @@ def converse(
             return
         if line == "/reset":
             turns = list(start)
+            print("the conversation starts over", file=sys.stderr)
         elif line.startswith("/system "):
             start = [{"role": "system", "content": line.removeprefix("/system ")}]
             turns = list(start)
+            print("the conversation starts over, with this system message", file=sys.stderr)
         elif line.startswith("/"):
-            print(HELP, file=sys.stderr)
+            unknown = "" if line == "/help" else f"there is no {without_controls(line.split()[0])}; "
+            print(f"{unknown}{HELP}", file=sys.stderr)
         else:
             asked: list[Message] = [*turns, {"role": "user", "content": line}]
             try:
