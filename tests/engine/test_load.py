@@ -238,3 +238,22 @@ def test_resolving_imports_nothing_heavy():
         "bad = {'torch', 'transformers', 'jinja2', 'prefloop.sandbox'} & set(sys.modules); assert not bad, bad"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_names_that_are_paths_or_typos():
+    for name, said in (
+        ("runs/nothere", "there is no folder runs/nothere here"),
+        ("/no/such/thing", "there is no folder /no/such/thing here"),
+        ("sandbx", "did you mean sandbox?"),
+    ):
+        with pytest.raises(UsageError) as told:
+            load_config(ModelSection(path=name))
+        assert said in (told.value.fix or "")
+
+
+def test_a_stages_folder_says_where_its_adapter_is(tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    with pytest.raises(UsageError) as told:
+        load_config(ModelSection(path=str(tmp_path)))
+    assert told.value.fix == f"the model is one folder below: give {tmp_path / 'adapter'}"

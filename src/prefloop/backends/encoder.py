@@ -170,9 +170,8 @@ def load_encoder(section: RetrieverSection, path: str, revision: str | None) -> 
             pooling = Pooling(base.get_embedding_dimension(), section.pooling)
             model = SentenceTransformer(modules=[base, pooling], device=str(device))
     except (*LOAD_ERRORS, RuntimeError, KeyError) as error:
-        raise UsageError(
-            f"cannot be loaded as an encoder: {error}", where=path, fix=load_fix(error, source) or FIX
-        ) from error
+        fix = load_fix(error, source, ("sandbox", "bm25")) or FIX
+        raise UsageError(f"cannot be loaded as an encoder: {error}", where=path, fix=fix) from error
     if section.max_length is not None:
         model.max_seq_length = section.max_length
     return model.eval()

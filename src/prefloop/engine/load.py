@@ -7,11 +7,12 @@ imports neither torch nor transformers at the top.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import gc
 import importlib.resources
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -301,8 +302,12 @@ def quiet() -> None:
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
-def load_fix(error: BaseException, name: str) -> str | None:
-    """What to do about an error of loading `name`, where the error says which of the usual ones it is."""
+def load_fix(error: BaseException, name: str, known: Collection[str] = tuple(EMBEDDED)) -> str | None:
+    """What to do about an error of loading `name`, where the error says which of the usual ones it is.
+
+    Args:
+        known: names that are neither hub ids nor folders, one of which may have been meant.
+    """
     from huggingface_hub import errors
 
     chain: list[BaseException] = []
@@ -314,19 +319,40 @@ def load_fix(error: BaseException, name: str) -> str | None:
     def met(*kinds: type[BaseException]) -> bool:
         return any(isinstance(e, kinds) for e in chain)
 
+    if below := _one_below(name):
+        return f"the model is one folder below: give {below}"
     if met(errors.GatedRepoError):
         return f"accept the terms at https://huggingface.co/{name}, then log in with `hf auth login` or set HF_TOKEN"
     if met(errors.RepositoryNotFoundError):
-        return f"{_WHAT_TO_GIVE}; for a private model log in with `hf auth login` or set HF_TOKEN"
+        private = "for a private model log in with `hf auth login` or set HF_TOKEN"
+        return f"{_no_folder(name, known)}{_WHAT_TO_GIVE}; {private}"
     if met(errors.RevisionNotFoundError):
         return "give a branch, tag or commit of the model as `revision`"
+    if met(errors.HFValidationError):  # a path, by its form
+        return f"{_no_folder(name, known)}{_WHAT_TO_GIVE}"
     if met(errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
         return (
-            "the model is not in the local cache and the hub cannot be reached: fetch it once with "
-            f"`hf download {name}` where there is a network (and no HF_HUB_OFFLINE), or give a folder"
+            f"{_no_folder(name, known)}the model is not in the local cache and the hub cannot be reached: fetch it "
+            f"once with `hf download {name}` where there is a network (and no HF_HUB_OFFLINE), or give a folder"
         )
     if met(ImportError):
         return "install the package that the error names; this checkpoint's format needs it"
     if met(SafetensorError):
         return "a weights file is cut off or no safetensors file: fetch it again"
     return None
+
+
+def _one_below(name: str) -> Path | None:
+    """The folder in this one that holds a model or an adapter, as in a stage's folder; None where it holds one."""
+    if any(Path(name, config).is_file() for config in ("config.json", "adapter_config.json")):
+        return None
+    places = (("adapter", "adapter_config.json"), ("model", "config.json"))
+    return next((Path(name, below) for below, config in places if Path(name, below, config).is_file()), None)
+
+
+def _no_folder(name: str, known: Collection[str]) -> str:
+    """That a name, which was asked of the hub, is no folder; and what may have been meant."""
+    if Path(name).exists():
+        return ""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"there is no folder {name} here; " + (f"did you mean {near[0]}? else: " if near else "")
