@@ -133,6 +133,10 @@ def test_mistakes(invoke, corpus, tmp_path):
     for out in (tmp_path / "taken", tmp_path / "taken" / "below"):
         said = invoke("--corpus", "nowhere", "--retriever", "bm25", "--out", out, code=2)
         assert "taken: is a file; the results need a folder" in said
+    (corpus / "queries.jsonl").unlink()
+    said = invoke(*given, code=2)
+    assert "has no queries.jsonl\nfix: add the file" in said
+    assert "--split" not in said
 
 
 def test_what_the_figures_cannot_say_is_said(invoke, corpus, tmp_path):
@@ -157,8 +161,10 @@ def test_names_of_retrievers(tmp_path):
     assert retriever_sections([str(odd)])[str(odd)].path == str(odd)
     with pytest.raises(UsageError, match="two retrievers are called bm25"):
         retriever_sections(["bm25", "bm25"])
-    with pytest.raises(UsageError, match="colour: Extra inputs"):
-        retriever_sections(["{path: bm25, colour: red}"])
+    with pytest.raises(UsageError, match=r"similarty: unknown setting; did you mean similarity[\s\S]*docs/recipe.md#"):
+        retriever_sections(["{path: sandbox, similarty: dot}"])
+    with pytest.raises(UsageError, match="path: is missing; pth: unknown setting; did you mean path"):
+        retriever_sections(["{pth: bm25}"])
     with pytest.raises(UsageError, match="no section in braces"):
         retriever_sections(["{path: ["])
 

@@ -86,7 +86,7 @@ def parse_recipe(data: dict[str, Any], *, where: str) -> AnyRecipe:
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        raise UsageError("\n".join(_explain(e, kind) for e in error.errors()), where=where) from None
+        raise UsageError("\n".join(explain(e, kind) for e in error.errors()), where=where) from None
 
 
 def load_answering(name: str, overrides: list[str] | None = None) -> Recipe:
@@ -121,7 +121,7 @@ def parse_section(kind: type[_Kind], data: dict[str, Any], overrides: list[str] 
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        raise UsageError("\n".join(_explain(e, kind) for e in error.errors())) from None
+        raise UsageError("\n".join(explain(e, kind) for e in error.errors())) from None
 
 
 def _apply(data: dict[str, Any], override: str) -> None:
@@ -164,7 +164,7 @@ def _tags() -> frozenset[str]:
     return frozenset(tag for kind in kinds for tag in [kind.get("const"), *kind.get("enum", [])] if tag)
 
 
-def _explain(error: Any, kind: type[Section]) -> str:
+def explain(error: Any, kind: type[Section]) -> str:
     """One line for one pydantic error: the setting, what is wrong, the nearest known name."""
     # pydantic puts the tag of a union behind its field (rate.judge.mode); people write rate.mode.
     loc = error["loc"]

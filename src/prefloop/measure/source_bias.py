@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from prefloop.config import RetrieverSection
+from prefloop.config.load import explain
 from prefloop.errors import UsageError
 from prefloop.evaluate.source_task import HEADLINE, Settings
 from prefloop.evaluate.source_texts import MATCHED
@@ -53,9 +54,12 @@ def _section(word: str) -> RetrieverSection:
     except yaml.YAMLError as error:
         raise UsageError("is no section in braces", where=word, fix="write {path: …, similarity: dot}") from error
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}".removeprefix(": ") for e in error.errors())
-        faults = faults.replace("Value error, ", "")
-        raise UsageError(faults, where=f"--retriever {word}", fix="see the retriever's settings in docs") from error
+        faults = "; ".join(
+            f"{e['loc'][0]}: is missing" if e["type"] == "missing" else explain(e, RetrieverSection)
+            for e in error.errors()
+        )
+        fix = "its settings are in docs/recipe.md#retrieversection"
+        raise UsageError(faults, where=f"--retriever {word}", fix=fix) from error
 
 
 def read_corpus(

@@ -183,8 +183,13 @@ def read_collection(
         splits = sorted(PurePosixPath(n).stem for n in files.names if n.startswith("qrels/") and n.endswith(".tsv"))
         if judged:
             missing = "queries.jsonl" if queries_name is None else qrels_name
-            there = f"; there are judgements of {', '.join(splits)}" if splits else ""
-            raise UsageError(f"has no {missing}{there}", where=files.where, fix="give --split, or add the file")
+            there = f"; there are judgements of {', '.join(splits)}" if splits and queries_name else ""
+            fix = (
+                'add the file: a line {"_id": …, "text": …} a query'
+                if queries_name is None
+                else "give --split, or add the file"
+            )
+            raise UsageError(f"has no {missing}{there}", where=files.where, fix=fix)
         return Collection(files.where, passages, [] if queries_name is None else _queries(files, queries_name))
     qrels = _qrels(files, qrels_name)
     queries = [q for q in _queries(files, queries_name) if q.id in qrels]
