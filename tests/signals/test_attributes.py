@@ -85,12 +85,16 @@ def test_a_file_of_ones_own(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("name: mood\npositive: [a]", "negative"),
-        ("name: mood\npositive: []\nnegative: [b]", "positive"),
-        ("name: mood\npositive: [a]\nnegative: [b]\nneutrale: [c]", "neutrale"),
+        ("name: mood\npositive: [a]", "negative: is missing"),
+        ("name: mood\npositive: []\nnegative: [b]", "positive: has no text"),
+        ("name: mood\npositive: a\nnegative: [1]", r"positive: is no list of texts; negative.0: is no text\nfix"),
+        ("name: my mood\npositive: [a]\nnegative: [b]", "name: holds more than letters"),
+        ("- a", "file: is no mapping"),
+        ("name: mood\npositiv: [a]\nnegative: [b]", "positiv: unknown setting; did you mean positive"),
+        ("name: mood\npositive: [a]\nnegative: [b]\nneutrale: [c]", "neutrale: unknown setting; did you mean neutral"),
         ("name: mood\npositive: [c, a]\nnegative: [b, 'a ']", "the note 'a' is in positive and in negative"),
         ("name: mood\npositive: [a]\nnegative: [b]\nneutral: [a]", "the note 'a' is in positive and in neutral"),
-        ("[a, b", "not readable as YAML"),
+        ("[a, b", r"not readable as YAML[\s\S]*fix: mend it"),
         ("name: m\udcff", "not readable as UTF-8"),
     ],
 )

@@ -6,6 +6,7 @@ prompts or any order. Imports neither torch nor transformers: planning reads att
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -86,17 +87,36 @@ def load(name: str) -> Attribute:
         data = yaml.safe_load(text)
         return Attribute.model_validate(data)
     except yaml.YAMLError as error:
-        raise UsageError(f"not readable as YAML: {error}", where=name) from error
+        fix = "mend it where the error says; a note with a colon or a hash in it stands in quotes"
+        raise UsageError(f"not readable as YAML: {error}", where=name, fix=fix) from error
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg'].removeprefix('Value error, ')}"
-            for e in error.errors()
-        )
+        # A list whose only text is none counts as too short besides.
+        faults = [e for e in error.errors() if e["type"] != "too_short" or not e["input"]]
+        problems = "; ".join(map(_fault, faults))
         raise UsageError(
             f"not an attribute: {problems}",
             where=name,
             fix="give name, positive and negative, each bank a list of texts of its own",
         ) from None
+
+
+def _fault(error: Any) -> str:
+    """One of pydantic's errors in the words of the file."""
+    loc = error["loc"]
+    place = ".".join(map(str, loc)) or "file"
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(loc[-1]), Attribute.model_fields, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(Attribute.model_fields)}"
+        return f"{place}: unknown setting; {hint}"
+    words = {
+        "missing": "is missing",
+        "tuple_type": "is no list of texts",
+        "too_short": "has no text",
+        "string_type": "is no text",
+        "model_type": "is no mapping of name, positive and negative",
+        "string_pattern_mismatch": "holds more than letters, digits, _ and -",
+    }
+    return f"{place}: {words.get(error['type']) or error['msg'].removeprefix('Value error, ')}"
 
 
 def load_all(names: Sequence[str]) -> list[Attribute]:
