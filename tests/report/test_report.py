@@ -16,6 +16,7 @@ from prefloop.errors import UsageError
 from prefloop.report.build import build_report
 from prefloop.report.data import collect
 from prefloop.report.figures import training_records
+from prefloop.report.remarks import LEAST_CASES, _of_judge
 from prefloop.report.render import duration, points, render, share
 from prefloop.store.rundir import RunDir
 
@@ -219,6 +220,16 @@ def test_remarks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = read(build_report(path))
     assert "<b>tokenizer" not in page
     parse(page)
+
+
+def test_a_judge_of_few_verdicts_has_no_habits() -> None:
+    def said(cases: int) -> list[str]:
+        values = {"first_seat": 0.0, "consistency": 0.0, "longer_wins": 1.0, "null_rate": 0.0}
+        rates = [{"key": key, "value": value, "cases": cases} for key, value in values.items()]
+        return _of_judge({"title": "Rating", "rates": rates})
+
+    assert said(LEAST_CASES - 1) == []
+    assert len(said(LEAST_CASES)) == 3
 
 
 def edit_manifest(path: Path, change: Callable[[dict[str, Any]], None]) -> None:

@@ -29,6 +29,12 @@ def test_the_win_rate_in_words(figure: dict[str, Any], words: str) -> None:
     assert line.endswith(f"on {figure['n']} held-out prompts: {words}")
 
 
+def test_what_rounds_to_zero_has_no_sign() -> None:
+    change = {"value": -0.0001, "ci_low": -0.02, "ci_high": 0.0}
+    (line,) = headline({"evaluate": {"mine": {"kind": {"base": 0.5, "aligned": 0.5, "n": 99, "difference": change}}}})
+    assert "(change 0.0 [-2.0, 0.0] points" in line
+
+
 def test_a_checker_that_says_nothing() -> None:
     figure = {"base": 0.0, "aligned": 0.0, "n": 5, "difference": {"value": 0.0, "ci_low": 0.0, "ci_high": 0.0}}
     (line,) = headline({"evaluate": {"mine": {"kind": figure}}})

@@ -49,7 +49,11 @@ def chosen(stop: StopSection | None, evaluated: Sequence[dict[str, Any]]) -> Cho
         number -= 1
     branch = evaluated[number - 1].get("winner", "")
     if len(evaluated[number - 1].get("branches", ())) > 1:
-        compared = "win_rate" in evaluated[number - 1]
-        why = "has the highest win rate" if compared else "is the first, as no win rate was measured"
-        reason += f"; of its branches {branch} {why}"
+        rates = {(said.get("win_rate") or {}).get("value") for said in evaluated[number - 1]["branches"].values()}
+        if None in rates:
+            reason += f"; of its branches {branch} is the first, as no win rate was measured"
+        elif len(rates) == 1:
+            reason += f"; its branches have one and the same win rate, and {branch} is the first of them"
+        else:
+            reason += f"; of its branches {branch} has the highest win rate"
     return Chosen(number, branch, reason)

@@ -14,7 +14,7 @@ from prefloop.report.figures import curves, histograms, measures, source_bias
 from prefloop.report.rag import systems
 from prefloop.report.remarks import remarks
 from prefloop.report.source_bias import gap_figures
-from prefloop.signals.bias import rates
+from prefloop.signals.bias import cases, rates
 from prefloop.store import atomic
 from prefloop.store.rundir import RunDir
 from prefloop.store.stagedir import StageDir
@@ -330,16 +330,17 @@ def _judges(parts: list[Part]) -> list[dict[str, Any]]:
     rating = _last(parts, "rate")
     counts = (rating or {}).get("counts") or {}
     if "verdicts" in counts:
-        cards.append({"title": "Rating", "verdicts": counts["verdicts"], "rates": _card(rates(counts))})
+        cards.append({"title": "Rating", "verdicts": counts["verdicts"], "rates": _card(counts)})
     measured = ((_last(parts, "evaluate") or {}).get("extra") or {}).get("counts") or {}
     if "verdicts" in measured:
-        cards.append({"title": "Measurement", "verdicts": measured["verdicts"], "rates": _card(rates(measured))})
+        cards.append({"title": "Measurement", "verdicts": measured["verdicts"], "rates": _card(measured)})
     return cards
 
 
-def _card(found: dict[str, Any]) -> list[dict[str, Any]]:
+def _card(counts: dict[str, Any]) -> list[dict[str, Any]]:
+    found, of = rates(counts), cases(counts)
     return [
-        {"key": key, "label": label, "means": means, "ideal": ideal, "value": found[key]}
+        {"key": key, "label": label, "means": means, "ideal": ideal, "value": found[key], "cases": of[key]}
         for key, (label, means, ideal) in CARD.items()
         if found.get(key) is not None and math.isfinite(found[key])
     ]

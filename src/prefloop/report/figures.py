@@ -13,7 +13,7 @@ from prefloop.store.stagedir import StageDir
 TRAIN, VALIDATION = "train", "validation"
 # title, what it shows, (kind of record and key in metrics.jsonl, name in the legend, colour)
 CURVES: tuple[tuple[str, str, tuple[tuple[str, str, str, int], ...]], ...] = (
-    ("Loss", "mean over pairs", ((TRAIN, "loss", "training", 0), (VALIDATION, "loss", "validation", 1))),
+    ("Loss", "mean over what is trained on", ((TRAIN, "loss", "training", 0), (VALIDATION, "loss", "validation", 1))),
     (
         "Rewards",
         "implicit: β × (log-prob − reference's)",

@@ -7,9 +7,12 @@ from typing import Any
 
 from prefloop.evaluate.stats import says_nothing
 from prefloop.report.figures import TRAIN, training_records
+from prefloop.signals.bias import FEW_CASES
 
 FEW_PROMPTS = 200  # a 95 % interval around 50 % is then about ±7 points wide
 SEAT_BIAS = 0.1  # either way of one half
+# Verdicts or pairs behind a judge's habit: of 20 tossed coins 15 fall alike in 4 of 100 trials, of 2 both in 50.
+LEAST_CASES = FEW_CASES
 LOW_CONSISTENCY = 0.7  # a judge that tosses coins in both orders reaches 0.5
 NULL_SHARE = 0.05
 LONGER_WINS = 0.65
@@ -93,7 +96,11 @@ def _who(signal: dict[str, Any], recipe: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _of_judge(card: dict[str, Any]) -> list[str]:
-    value = {rate["key"]: rate["value"] for rate in card["rates"]}
+    value = {
+        rate["key"]: rate["value"]
+        for rate in card["rates"]
+        if rate["cases"] >= LEAST_CASES or rate["key"] == "null_rate"
+    }
     who = f"{card['title']}: the judge"
     found = []
     if abs(value.get("first_seat", 0.5) - 0.5) > SEAT_BIAS:

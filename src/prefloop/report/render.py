@@ -44,8 +44,8 @@ def share(value: float | None, digits: int = 1) -> str:
 
 
 def points(value: float) -> str:
-    """A difference of shares: 0.45 as +45.0."""
-    return f"{100 * value:+.1f}".replace("-", "−")
+    """A difference of shares: 0.45 as +45.0; what rounds to 0 has no sign."""
+    return f"{100 * value:+.1f}".replace("-", "−") if round(100 * value, 1) else "0.0"
 
 
 def count(value: float | None) -> str:

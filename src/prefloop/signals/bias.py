@@ -85,9 +85,19 @@ def rates(counts: Mapping[str, float]) -> dict[str, float]:
         unbiased); tie_rate (of compared pairs); longer_wins (decided pairs of different lengths won by the longer
         answer); list_wins (decided pairs of an answer with a list and one without won by the one with).
     """
+    return {name: part / whole for name, (part, whole) in _table(counts).items() if whole}
+
+
+def cases(counts: Mapping[str, float]) -> dict[str, float]:
+    """Of how many cases each of the `rates` is a share; those without any are absent."""
+    return {name: whole for name, (_, whole) in _table(counts).items() if whole}
+
+
+def _table(counts: Mapping[str, float]) -> dict[str, tuple[float, float]]:
+    """Of each rate how many of how many."""
     get = counts.get
     verdicts = get("verdicts", 0)
-    table = {
+    return {
         "null_rate": (get("nulls", 0), verdicts),
         # Ratings of runs before verdicts were written have no count of the chosen ones: all were.
         "label_mass": (get("label_mass", 0), get("by_choose", verdicts) if "label_mass" in counts else 0),
@@ -100,7 +110,6 @@ def rates(counts: Mapping[str, float]) -> dict[str, float]:
         "longer_wins": (get("longer_wins", 0), get("longer_decided", 0)),
         "list_wins": (get("list_wins", 0), get("list_decided", 0)),
     }
-    return {name: part / whole for name, (part, whole) in table.items() if whole}
 
 
 def length_correlation(rows: Iterable[ScoredRow]) -> float | None:

@@ -36,7 +36,7 @@ def headline(summary: dict[str, Any]) -> list[str]:
             if not isinstance(figure, dict) or "difference" not in figure:
                 continue
             change = figure["difference"]
-            value, low, high = (f"{100 * change[key]:+.1f}" for key in ("value", "ci_low", "ci_high"))
+            value, low, high = (_points(change[key]) for key in ("value", "ci_low", "ci_high"))
             lines.append(
                 f"{name}: {_share(figure['base' if 'base' in figure else 'plain'])} → {_share(figure['aligned'])} "
                 f"(change {value} [{low}, {high}] points, n = {figure['n']}): "
@@ -69,10 +69,10 @@ def _several(evaluate: dict[str, Any]) -> list[str]:
                 f"[{_share(win['ci_low'])}, {_share(win['ci_high'])}]: {_verdict(win, 0.5)}{agree}"
             )
     for d in evaluate.get("differences", []):
-        low, high = (f"{100 * d[key]:+.1f}" for key in ("ci_low", "ci_high"))
+        value, low, high = (_points(d[key]) for key in ("value", "ci_low", "ci_high"))
         lines.append(
             f"  {d['b']} - {d['a']} by {d['signal'].partition('@')[0]}: "
-            f"{100 * d['value']:+.1f} [{low}, {high}] points: {_difference(d)}"
+            f"{value} [{low}, {high}] points: {_difference(d)}"
         )
     for name, said in evaluate.get("unmerged", {}).items():
         lines.append(f"  {name} unmerged: {_share(said['identical'])} of its answers are the merged model's")
@@ -97,6 +97,11 @@ def _validation(summary: dict[str, Any]) -> list[str]:
     if (accuracy := "rewards/accuracies") in after:
         text += f", reward accuracy {_share(before[accuracy])} → {_share(after[accuracy])}"
     return [text]
+
+
+def _points(value: float) -> str:
+    """A difference of shares in points; what rounds to 0 has no sign."""
+    return f"{100 * value:+.1f}" if round(100 * value, 1) else "0.0"
 
 
 def _share(value: float) -> str:
