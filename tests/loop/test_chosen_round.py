@@ -12,7 +12,7 @@ from prefloop.loop.rounds import chosen
     [
         ((0.5, 0.6), "of its branches b has the highest win rate"),
         ((0.5, 0.5), "its branches have one and the same win rate, and b is the first of them"),
-        ((None, None), "of its branches b was the first, as no win rate was measured"),
+        ((None, None), "of its branches b is the first, as no win rate was measured"),
     ],
 )
 def test_why_a_branch_is_chosen(rates: tuple[float | None, ...], reason: str) -> None:
