@@ -144,6 +144,8 @@ def test_what_the_figures_cannot_say_is_said(invoke, corpus, tmp_path):
     said = " ".join(invoke(*given, "--retriever", "bm25").split())
     assert "after Holm's" not in said
     assert "; all 6 queries are equal; the interval says nothing" in said
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "all 6 queries are equal, the interval says nothing" in page
     assert "of equal length: no passage of m-a has 0.9 to 1.1 times the human one's words" in said
     queries = (corpus / "queries.jsonl").read_text().replace('"fox"', '"zebra"')
     (corpus / "queries.jsonl").write_text(queries)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from prefloop.evaluate.stats import says_nothing
 from prefloop.report.charts import histogram, interval
 from prefloop.report.render import render
 
@@ -26,6 +27,8 @@ def render_source_bias(summary: Mapping[str, Any], gaps: Mapping[str, Mapping[st
     for row, (_, source, entry, delta) in zip(deltas, entries, strict=True):
         other = "neutral" if entry["ties"] == "trec" else "trec"
         row["ties"], row["other_ties"], row["other"] = entry["ties"], other, delta[other]
+        ends = {k: round(delta[k], 9) for k in ("ci_low", "ci_high") if delta[k] is not None}
+        row["says_nothing"] = bool(ends) and says_nothing({**ends, "n": delta["n"]})
         row["matched"] = delta["length_matched"]
         row["alone"] = [entry["alone"][s]["ndcg@10"] for s in (summary["corpus"]["human"], source)]
         row["ndcg"] = [entry["ndcg@10"][t] for t in ("all", summary["corpus"]["human"], source)]
