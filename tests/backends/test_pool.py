@@ -239,7 +239,8 @@ def test_log_lines_of_one_worker_come_back(pool, caplog):
     with caplog.at_level(logging.INFO, logger="prefloop"):
         pool(3)
     assert [(r.name, r.levelname, r.message) for r in caplog.records] == [
-        ("prefloop.scripted", "WARNING", "opened by 0")
+        ("prefloop.backends.pool", "INFO", "starting 3 workers of scripted"),
+        ("prefloop.scripted", "WARNING", "opened by 0"),
     ]
 
 

@@ -26,6 +26,8 @@ from prefloop.backends.base import Arrival, Backend, Request, Result
 from prefloop.backends.worker import Message, read_error, read_results, write_requests
 from prefloop.errors import PrefloopError
 
+logger = logging.getLogger(__name__)
+
 # Seconds that a worker may take to end by itself.
 PATIENCE = 5.0
 
@@ -53,6 +55,7 @@ class PoolBackend(Backend):
         self._call: object = None
         self._dead: PrefloopError | None = None
         self._workers: list[_Worker] = []
+        logger.info("starting %d workers of %s", workers, name)
         try:
             for number in range(workers):
                 self._workers.append(_Worker(module, number, self._inbox))
