@@ -52,7 +52,7 @@ def inspect_cut(
     from prefloop.report.spoken import render_spoken
     from prefloop.signals.function import call, load
     from prefloop.store import atomic
-    from prefloop.train.spoken import spoken, sweep
+    from prefloop.train.spoken import SWEEP, spoken, sweep
 
     section, objective, rows, rejected = _source(source)
     given = {name: value for name, value in (("path", model), ("template", template)) if value is not None}
@@ -91,7 +91,7 @@ def inspect_cut(
         except (TypeError, ValueError) as error:
             fix = "return the places of the wrong characters, counted from 0: a list of whole numbers"
             raise UsageError(str(error), where=truth, fix=fix) from error
-    rates = sweep(found, wrong=wrong)
+    rates = sweep(found, sorted({*SWEEP, threshold}), wrong)
     name = section.path
     atomic.write_text(page, render_spoken(name, threshold, answers, rates))
     console = results(as_json=as_json)
