@@ -56,7 +56,9 @@ def undisturbed(lora: bool = True) -> tuple[dict[str, torch.Tensor], dict[str, A
 
 
 @pytest.mark.parametrize(("lora", "killed_at"), [(True, 3), (True, 5), (True, 8), (True, 11), (False, 7)])
-def test_resume_is_exact(lora: bool, killed_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_is_exact(
+    lora: bool, killed_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """3: before any checkpoint; 5, 11: between two; 8: at the end of an epoch, where a checkpoint was just taken."""
     records: list[dict[str, Any]] = []
     begin = Rhythm.on_step_begin
@@ -73,7 +75,8 @@ def test_resume_is_exact(lora: bool, killed_at: int, tmp_path: Path, monkeypatch
             run(tmp_path / "t", tiny_model_folder("llama"), **settings, records=records)
     before = len(records)
     torch.manual_seed(999)  # whatever state the new process starts from must not matter
-    result = run(tmp_path / "t", tiny_model_folder("llama"), **settings, records=records)
+    with caplog.at_level("INFO", "prefloop"):
+        result = run(tmp_path / "t", tiny_model_folder("llama"), **settings, records=records)
 
     expected_weights, expected_result, expected_records = undisturbed(lora)
     assert same(weights(tmp_path / "t"), expected_weights)
@@ -81,6 +84,7 @@ def test_resume_is_exact(lora: bool, killed_at: int, tmp_path: Path, monkeypatch
     assert result == expected_result
     resumed = killed_at // RESUME["save_steps"] * RESUME["save_steps"]
     assert records[before]["step"] == (resumed + 1 if resumed else 0), "it went on from the last checkpoint"
+    assert (f"training goes on from step {resumed} of {STEPS}" in caplog.messages) is (resumed > 0)
     assert not list((tmp_path / "t").glob("checkpoint-*")), "a finished training keeps no checkpoints"
 
 

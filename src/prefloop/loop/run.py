@@ -236,6 +236,7 @@ class Loop:
                 progress.skip(stage.name, "done before")
             else:
                 if bench is None:
+                    progress.note("checking the recipe and its models")
                     self._check_same_model()
                     self.resolve()
                     bench = Bench(self, progress)

@@ -47,6 +47,8 @@ def run_sample(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -
         check_prompts(way.rate, prompts)
     chunk = round_chunk([p["id"] for p in prompts], bench.recipe.rounds, stage.round)
     rows = [p for p in prompts if p["id"] in chunk]
+    if bench.recipe.rounds > 1:
+        bench.progress.note(f"round {stage.round} of {bench.recipe.rounds}: {len(rows):,} of {len(prompts):,} prompts")
     section = bench.recipe.sampled.sample
     backend = bench.backend(section.model or bench.loop.policy(stage.round))
     each = section.answers * (1 if section.rewrite is None else wordings(section))
@@ -191,6 +193,7 @@ def run_judgments(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str
 def run_train(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> None:
     """The policy trained on the pairs: an adapter, or all weights."""
     from prefloop.pairs.splits import holdout_pairs
+    from prefloop.train import checkpoints
     from prefloop.train.run import Source, train
 
     bench.quiet()
@@ -220,11 +223,16 @@ def run_train(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) ->
             f"{len(held.crossing):,} pairs are left out: their query is held out for validation, and their passage is "
             "trained on"
         )
+    interrupted = folder.has_work(fingerprint)
     folder.begin(fingerprint)
+    if interrupted and not any(folder.path.glob(f"checkpoint-*/{checkpoints.MARK}")):
+        bench.progress.note("the interrupted training left no checkpoint: it starts from the beginning")
 
     def on_log(record: dict[str, Any]) -> None:
         bench.loop.run.metric(round=stage.round, **bench.at, **record)
-        bench.progress.update(**{k: record[k] for k in ("loss", "rewards/accuracies") if k in record})
+        # The figures of both kinds stay in the stage's line, so those of validation say whose they are.
+        whose = "validation " if record["kind"] == "validation" else ""
+        bench.progress.update(**{whose + k: record[k] for k in ("loss", "rewards/accuracies") if k in record})
 
     def showing(unit: str) -> Callable[[int, int], None]:
         def show(done: int, total: int) -> None:

@@ -252,6 +252,8 @@ def train(
         on_log=log,
         at_begin=at_begin,
     )
+    if checkpoint is not None and ranks.is_main_process:
+        logger.info("training goes on from step %d of %d", checkpoints.step_of(checkpoint), plan.total)
     with on_first_signal(rhythm.ask_to_stop):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.state.global_step < plan.total:

@@ -88,8 +88,8 @@ def downsample(examples: Examples, objective: Any, seed: int) -> tuple[Examples,
         raise UsageError(
             f"the answers that are left to train on ({len(fine):,}) are all satisfactory, so downsampling leaves none",
             where="train.objective.downsample",
-            fix="take it out, give criticised answers, or see why they were rejected (prefloop inspect RUN --stage "
-            "train --rejects)",
+            fix="set train.objective.downsample=null, give criticised answers, or see why they were rejected "
+            "(prefloop inspect RUN --stage train --rejects)",
         )
     logger.info("%d of %d satisfactory answers kept beside %d criticised ones", keep, len(fine), criticised)
     places = np.sort([*np.flatnonzero(examples.judged).tolist(), *kept])
