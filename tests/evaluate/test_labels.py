@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+import json
 
+import pytest
+from typer.testing import CliRunner
+
+from prefloop.cli.commands import app
+from prefloop.cli.evaluate import _remarks
 from prefloop.errors import UsageError
 from prefloop.evaluate.labels import against_labels
 from prefloop.signals.base import Rating
@@ -53,6 +58,26 @@ def test_signals_beside_the_trivial_judges():
     # "good 4!" is one longer than "bad 4!", all other good answers have the length of the bad ones: ties, never right.
     assert shares["longest"] == pytest.approx(10 / 40)
     assert 0.2 < shares["random"] < 0.8
+
+
+def test_what_the_table_does_not_tell_is_said_below_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"question {i}", "chosen": "good answer", "rejected": "poor answer"} for i in range(2)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = CliRunner().invoke(app, ["evaluate", "labels", str(file), "--model", "sandbox", "--resamples", "50"])
+    assert done.exit_code == 0, done.output
+    said = " ".join(done.stdout.split())
+    assert "longest │ – (all ties)" in said or "longest – (all ties)" in said
+    for words in (
+        "by the notes of the attribute harmless",
+        "lengths differ by more than 30 characters",
+        "only 2 pairs",
+        "a tie is no agreement",
+    ):
+        assert words in said
+    several = _remarks({"pairs": 40, "left_out": 0, "signals": {}}, ["harmless", "helpful"])
+    assert several == ["self_reward: the mean over the notes of 2 attributes, harmless, helpful"]
 
 
 def test_pairs_are_needed():

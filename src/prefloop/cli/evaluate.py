@@ -166,8 +166,9 @@ def labels(
     from prefloop.ui.progress import Progress
 
     words = list(signal or [])
-    if attribute or not words:
-        words.insert(0, json.dumps({"type": "self_reward", "attributes": attribute or ["harmless"]}))
+    attributes = attribute or ([] if words else ["harmless"])
+    if attributes:
+        words.insert(0, json.dumps({"type": "self_reward", "attributes": attributes}))
     sections = signals([], words)
     preflight(sections)
     section = PreferencesSection(path=pairs, limit=limit)
@@ -180,15 +181,41 @@ def labels(
         found = against_labels(rows, built, resamples=resamples, seed=seed)
     shown = []
     for name, f in found["signals"].items():
-        longer = "" if f["prefers_longer"] is None else f"{f['prefers_longer']:.2f}"
-        shown.append([escape(name), _share(f["accuracy"]), str(f["n_null"]), longer])
+        longer = "–" if f["prefers_longer"] is None else f"{f['prefers_longer']:.2f}"
+        # A signal that calls all pairs a tie was right of none, and wrong of none.
+        agrees = _share(f["accuracy"]) if f["n_decided"] or not f["n"] else "– (all ties)"
+        shown.append([escape(name), agrees, str(f["n_null"]), longer])
     console = results(as_json=as_json)
     columns = ["signal", "agrees", "no verdict", "prefers longer"]
     print_table(console, f"{found['pairs']:,} labelled pairs", columns, shown)
-    if found["left_out"]:
-        console.print(f"{found['left_out']:,} rows have one answer and do not count", soft_wrap=True)
+    for line in _remarks(found, attributes):
+        console.print(escape(line), soft_wrap=True)
     if as_json:
         print(json.dumps(found))
+
+
+def _remarks(found: dict[str, Any], attributes: list[str]) -> list[str]:
+    """What is to be known of the table of `labels`, one line each."""
+    from prefloop.evaluate.agreement import LONGER_BY
+    from prefloop.ui.summary import FEW
+
+    said = []
+    if len(attributes) > 1:
+        said.append(f"self_reward: the mean over the notes of {len(attributes)} attributes, {', '.join(attributes)}")
+    elif attributes:
+        said.append(f"self_reward: by the notes of the attribute {attributes[0]} (others with --attribute)")
+    if any(f["accuracy"] is not None and f["n_decided"] < f["n"] for f in found["signals"].values()):
+        said.append("agrees: a pair that a signal calls a tie is no agreement")
+    if any(f["prefers_longer"] is None for f in found["signals"].values()):
+        said.append(
+            f"prefers longer –: no pair that was decided has answers whose lengths differ by more than {LONGER_BY} "
+            "characters, and others do not count there"
+        )
+    if found["pairs"] < FEW:
+        said.append(f"only {found['pairs']:,} pairs: below {FEW} the intervals are too narrow, and say little")
+    if found["left_out"]:
+        said.append(f"{found['left_out']:,} rows have one answer and do not count")
+    return said
 
 
 def _share(figure: dict[str, float] | None) -> str:
