@@ -363,7 +363,8 @@ def _side_by_side(asked: Sequence[Asked], systems: dict[str, System]) -> str:
 def _on_log(bench: Bench, stage: Stage) -> Callable[[dict[str, Any]], None]:
     def log(record: dict[str, Any]) -> None:
         bench.loop.run.metric(round=stage.round, **bench.at, **record)
-        bench.progress.update(**{k: record[k] for k in ("loss",) if k in record})
+        whose = "validation " if record["kind"] == "validation" else ""
+        bench.progress.update(**{whose + k: record[k] for k in ("loss",) if k in record})
 
     return log
 
