@@ -67,6 +67,14 @@ def test_wrong_settings_are_named(setting, said, tmp_path):
         run("rerank", "train", rows, *setting.split(" w")[:1], *(["w" + s for s in setting.split(" w")[1:]]))
 
 
+def test_the_file_that_is_read_is_not_written_over(tmp_path):
+    rows = write(tmp_path / "rows.jsonl", ranking_rows(2))
+    before = Path(rows).read_bytes()
+    with pytest.raises(UsageError, match="the file that is read"):
+        run("rerank", "apply", "sandbox", rows, "--out", str(rows))
+    assert Path(rows).read_bytes() == before
+
+
 def test_planning_help_loads_no_torch():
     import subprocess
 

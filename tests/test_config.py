@@ -27,6 +27,14 @@ def test_a_plain_value_sets_the_path_of_a_section(recipe):
     assert load_recipe("quickstart", ["model=folder"]).model.batch_size == load_recipe("quickstart").model.batch_size
 
 
+def test_another_retriever_takes_nothing_over_from_the_one_before():
+    shipped = load_recipe("dpa-rag", ["model=folder"]).retrieve.retriever
+    assert shipped.passages is not None
+    for name in ("bm25", "ORG/ENCODER"):
+        own = load_recipe("dpa-rag", ["model=folder", f"retrieve.retriever={name}"]).retrieve.retriever
+        assert own == type(own)(path=name)
+
+
 @pytest.mark.parametrize(
     ("override", "read"),
     [

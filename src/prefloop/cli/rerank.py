@@ -88,7 +88,10 @@ def train(
 def apply(
     model: Annotated[str, typer.Argument(help="A reranker: folder or hub id of a cross-encoder with one logit.")],
     rows: Annotated[str, typer.Argument(help="Queries with documents: JSONL, JSON, Parquet or hub:ORG/NAME.")],
-    out: Annotated[Path, typer.Option("--out", help="JSON Lines to write: the rows, best documents first.")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", help="JSON Lines to write: the rows, best documents first, with the reranker's scores."),
+    ],
     top: Annotated[int | None, typer.Option(min=1, help="Documents to keep of each query.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pairs in one forward pass.")] = 64,
     max_length: Annotated[
@@ -109,6 +112,8 @@ def apply(
     if not out.parent.is_dir() or out.is_dir():
         reason = "is a folder" if out.is_dir() else f"there is no folder {out.parent}"
         raise UsageError(reason, where=str(out), fix="give a file in a folder that is there")
+    if out.exists() and Path(rows).exists() and out.samefile(rows):
+        raise UsageError("is the file that is read, and its scores would be lost", where=str(out), fix="give another")
     found = [row if isinstance(row, dict) else ranking_of(row) for row in read(rows)]
     pairs = sum(len(row["documents"]) for row in found)
     with Progress(plain=plain, title=f"rerank with {model}") as progress:

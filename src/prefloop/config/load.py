@@ -149,11 +149,13 @@ def _apply(data: dict[str, Any], override: str) -> None:
         # What was set for another type means nothing to this one.
         node.clear()
     if isinstance(old, dict) and "path" in old and isinstance(value, str):
-        node[names[-1]] = {**old, "path": value}
+        # Another retriever has its own passage encoder, pooling and similarity; a model keeps how it is run.
+        node[names[-1]] = {"path": value} if names[-1] in _OF_THEIR_OWN else {**old, "path": value}
     else:
         node[names[-1]] = value
 
 
+_OF_THEIR_OWN = {"retriever", "similarity"}
 _UNIONS = {"rate", "judge", "objective"}
 
 

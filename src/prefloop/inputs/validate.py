@@ -111,7 +111,7 @@ class FileReport:
             parts.append(table)
         if self.log.total > show:
             kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.log.by_kind.most_common())
-            parts.append(Text(f"… {self.log.total:,} problems in all: {kinds}"))
+            parts.append(Text(f"… {self.log.total:,} problems in all (--json lists them): {kinds}"))
         verdict = "ok" if self.ok else "not usable as it is" if self.problems else "no row of it can be used"
         if self.ok and self.log.by_level["duplicate"]:
             undecided = self.log.by_kind["split_votes"] + self.log.by_kind["not_compared"]

@@ -187,7 +187,7 @@ def read_collection(
             fix = (
                 'add the file: a line {"_id": …, "text": …} a query'
                 if queries_name is None
-                else "give --split, or add the file"
+                else "name one that is there (split in a recipe, --split), or add the file"
             )
             raise UsageError(f"has no {missing}{there}", where=files.where, fix=fix)
         return Collection(files.where, passages, [] if queries_name is None else _queries(files, queries_name))
