@@ -94,3 +94,18 @@ def test_no_row_can_drive_the_terminal() -> None:
 def test_newlines_and_tabs_stay() -> None:
     assert without_controls("a\n\tb é 中 \u200d") == "a\n\tb é 中 \u200d"
     assert without_controls(EVIL) == "]0;title[2J31mred"
+
+
+def test_a_question_is_shown_with_its_documents_and_their_labels():
+    rows = [
+        {"id": "r1", "query": "Where?", "documents": ["Here.", "There."], "labels": [1, None], "scores": [0.5, None]},
+        {"id": "r2", "query": "Who?", "answers": ["Mira"], "documents": ["[bold]Ada[/]"], "labels": ["unaligned"]},
+        {"id": "r3", "question": "What?", "answers": ["A cat.", "cat"]},
+    ]
+    stream = io.StringIO()
+    show_rows(rows, Console(file=stream, width=80, color_system=None))
+    shown = stream.getvalue()
+    for text in ("query: Where?", "[0.500] positive: Here.", "There.", "answers: Mira", "unaligned: [bold]Ada[/]"):
+        assert text in shown
+    assert "question: What?" in shown
+    assert "answers: A cat.; cat" in shown

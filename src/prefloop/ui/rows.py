@@ -22,7 +22,8 @@ from prefloop.ui.controls import without_controls
 def stage_rows(run: Path, stage: str | None, limit: int, *, rejects: bool) -> Iterator[dict[str, Any]]:
     """The first rows of a stage of a run, or its dropped rows; also while the stage is running.
 
-    Without a stage, those that are trained on: of the preferences that the recipe names, or pairs or judgments.
+    Without a stage, those that are trained on: of the preferences that the recipe names, pairs, judgments, or a
+    reranker's rows.
 
     Raises:
         UsageError: the run has no such stage, or it has written no rows.
@@ -48,7 +49,7 @@ def stage_rows(run: Path, stage: str | None, limit: int, *, rejects: bool) -> It
     yield from islice(chain(first, rows), limit)
 
 
-TRAINED_ON = ("preferences", "pair", "judgments")
+TRAINED_ON = ("preferences", "pair", "judgments", "rows")
 """Verbs of the stages whose rows are learned from."""
 
 
@@ -79,6 +80,7 @@ def show_rows(rows: list[dict[str, Any]], console: Console) -> None:
         for message in row.get("prompt") or []:
             body.append(f"{message['role']}: ", style="dim")
             body.append(without_controls(f"{message_text(message)}\n"))
+        _question(row, body)
         for side, style in (("chosen", "green"), ("rejected", "red")):
             if row.get(side):
                 body.append(f"{side} {_score(row.get(f'score_{side}'))}", style=style)
@@ -95,6 +97,27 @@ def show_rows(rows: list[dict[str, Any]], console: Console) -> None:
             if said is not None:
                 body.append(without_controls(f"judgment: {said}\n"), style="magenta")
         console.print(Panel(body, title=Text(row["id"]), title_align="left", border_style="dim"))
+
+
+def _question(row: dict[str, Any], body: Text) -> None:
+    """A question with its reference answers and its documents, each with its score and label."""
+    for name in ("question", "query"):
+        if row.get(name):
+            body.append(f"{name}: ", style="dim")
+            body.append(without_controls(f"{row[name]}\n"))
+    if row.get("answers"):
+        body.append(without_controls(f"answers: {'; '.join(row['answers'])}\n"), style="green")
+    documents = row.get("documents") or []
+    scores, labels = (row.get(name) or [None] * len(documents) for name in ("scores", "labels"))
+    for document, score, label in zip(documents, scores, labels):
+        body.append(_score(score), style="cyan")
+        if label is not None:
+            body.append(f"{SIDES.get(label, label)}: ", style="magenta")
+        body.append(without_controls(f"{document}\n"))
+
+
+SIDES = {1: "positive", 0: "negative"}
+"""Labels of a reranker's rows; a reader's are words."""
 
 
 def _score(value: float | None) -> str:
