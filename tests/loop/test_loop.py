@@ -333,3 +333,15 @@ def test_what_a_stage_drops_is_said(tmp_path):
     assert "prompts: 2 rows dropped" in said
     assert "--stage prompts --rejects" in said
     assert "pairs" in said
+
+
+def test_what_was_dropped_can_be_looked_at_when_no_pair_is_left(tmp_path):
+    from prefloop.ui.rows import stage_rows
+
+    project = make_project(tmp_path, pair={"min_gap": 1e9})
+    for _ in range(2):  # the second time the rows are there already
+        with pytest.raises(PrefloopError, match="--stage pair --rejects"):
+            project.run_here()
+        dropped = list(stage_rows(project.run_dir, None, 100, rejects=True))
+        assert len(dropped) > 10
+        assert {row["reason"] for row in dropped} <= {"min_gap", "equal_scores"}

@@ -153,15 +153,16 @@ def run_pair(bench: Bench, stage: Stage, folder: StageDir, fingerprint: str) -> 
     scored, way = rows_of(bench, bench.loop.previous(stage)), bench.recipe.ways[stage.branch]
     assert way.rate is not None and way.pair is not None  # noqa: PT018
     built = build_pairs(scored, way.pair, bench.recipe.seed, source=way.rate.type)
+    if not folder.begin(fingerprint):
+        folder.write_part(0, built.pairs, "preference", rejects=built.rejects)
     if not built.pairs:
         reasons = ", ".join(f"{reason} ({n})" for reason, n in Counter(r["reason"] for r in built.rejects).items())
         raise PrefloopError(
             "no preference pair came out of the scored answers",
             where=str(folder.path),
-            fix=f"every row was dropped: {reasons}. Sample more answers (sample.n), or loosen the pair section",
+            fix=f"every row was dropped: {reasons}. Look at them (prefloop inspect {bench.loop.run.path} --stage "
+            f"{stage.name} --rejects), sample more answers (sample.n), or loosen the pair section",
         )
-    if not folder.begin(fingerprint):
-        folder.write_part(0, built.pairs, "preference", rejects=built.rejects)
     # A row may give several pairs: rows are reconciled here, pairs and rejects in `finish`.
     rows_in = bench.loop.folder(bench.loop.previous(stage)).count()
     if rows_in != len({p["prompt_id"] for p in built.pairs}) + len(built.rejects):
