@@ -228,8 +228,13 @@ def test_a_hub_set(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == [("org/set", None, "train_prefs")]
 
 
-@pytest.mark.parametrize(("name", "says"), [("p.txt", "rename the file"), ("sandbox:questions/train", "name a file")])
-def test_no_container(tmp_path: Path, name: str, says: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("p.txt", "rename the file"), ("nowhere.txt", "no such file"), ("sandbox:questions/train", "name a file")],
+)
+def test_no_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, says: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.txt").write_text("one line\n")
     with pytest.raises(UsageError) as error:
         read(Path(name))
     assert says in str(error.value)
