@@ -80,8 +80,8 @@ class Work:
         raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         self.tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="w1", pad_token="w2")
         self.tokenizer.chat_template = "{% for m in messages %}{{ m.content }} {% endfor %}"
-        # As many answers in a pass as two of the peer's four passes hold together.
-        self.backend = HfBackend(self.model, self.tokenizer, weights="random", batch_size=2 * case.batch)
+        # As many answers in a pass as each of the four passes of the peer holds.
+        self.backend = HfBackend(self.model, self.tokenizer, weights="random", batch_size=case.batch)
         draw = torch.Generator().manual_seed(1)
 
         def ids(n: int) -> list[int]:
