@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+from types import NoneType
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -347,152 +348,49 @@ def completion_id(prompt: str, text: str, sample_index: int) -> str:
     return content_id("completion", prompt, text, sample_index)
 
 
+KINDS: dict[str, type] = {
+    "prompts": PromptRow,
+    "candidates": CandidatesRow,
+    "scored": ScoredRow,
+    "calls": CallRow,
+    "preference": PreferenceRow,
+    "judgment": JudgmentRow,
+    "questions": QuestionRow,
+    "retrieved": RetrievedRow,
+    "labelled": LabelledRow,
+    "augmented": AugmentedRow,
+    "contexts": ContextRow,
+    "ranking": RankingRow,
+    "reads": ReadRow,
+    "rejects": RejectRow,
+}
+"""The row types that Parquet files hold, by the names of their kinds."""
+
+
 def arrow_schema(kind: str, *, tools: bool = False, asked: Collection[str] = ()) -> pa.Schema:
-    """The Parquet schema of a row kind.
+    """The Parquet schema of a row kind: its type's columns, in their order.
 
     Args:
-        kind: prompts, candidates, scored, calls, preference, judgment, questions, retrieved, labelled,
-            augmented, contexts, ranking, reads or rejects.
+        kind: of `KINDS`.
         tools: messages have `EXTRAS`. Without, they have none, not even nulls: templates elsewhere ask whether a
             message has such a key, and take a null for one.
         asked: which of `ASKED` completions have, null in some.
     """
     import pyarrow as pa
 
-    text, number = pa.string(), pa.float64()
-    texts = pa.list_(text)
-    messages = pa.list_(pa.struct([(name, text) for name in ("role", "content", *(EXTRAS if tools else ()))]))
-    completions = pa.list_(
-        pa.struct(
-            [
-                ("id", text),
-                ("text", text),
-                ("token_ids", pa.list_(pa.int32())),
-                ("finish_reason", text),
-                ("sample_index", pa.int32()),
-                *(
-                    (name, pa.struct([(part, text) for part in shape.__annotations__]))
-                    for name, shape in ASKED.items()
-                    if name in asked
-                ),
-            ]
-        )
-    )
-    columns: dict[str, list[tuple[str, pa.DataType]]] = {
-        "prompts": [("id", text), ("prompt", messages), ("source_id", text)],
-        "candidates": [("id", text), ("prompt", messages), ("completions", completions)],
-        "scored": [
-            ("id", text),
-            ("prompt", messages),
-            ("completions", completions),
-            ("scores", pa.list_(number)),
-            ("signal", text),
-            ("evidence", pa.list_(text)),
-            ("parts", pa.list_(pa.struct([("name", text), ("scores", pa.list_(number))]))),
-            ("judgments", pa.list_(text)),
-        ],
-        "calls": [
-            ("id", text),
-            ("row_id", text),
-            ("signal", text),
-            ("verb", text),
-            ("request", text),
-            ("result", text),
-        ],
-        "preference": [
-            ("id", text),
-            ("prompt_id", text),
-            ("prompt", messages),
-            ("chosen", messages),
-            ("rejected", messages),
-            ("score_chosen", number),
-            ("score_rejected", number),
-            ("weight", number),
-            ("margin", number),
-            ("label", number),
-            ("source", text),
-            ("strategy", text),
-            ("chosen_id", text),
-            ("rejected_id", text),
-            ("chosen_finish", text),
-            ("rejected_finish", text),
-            ("evidence", pa.list_(text)),
-            ("document", text),
-            ("query", text),
-        ],
-        "judgment": [
-            ("id", text),
-            ("prompt_id", text),
-            ("prompt", messages),
-            ("completion", messages),
-            ("judgment", text),
-            ("score", number),
-            ("weight", number),
-            ("source", text),
-            ("completion_id", text),
-            ("finish", text),
-            ("evidence", pa.list_(text)),
-        ],
-        "questions": [("id", text), ("question", text), ("answers", texts), ("source_id", text)],
-        "retrieved": [
-            ("id", text),
-            ("query", text),
-            ("answers", texts),
-            ("document_ids", texts),
-            ("documents", texts),
-            ("ranks", pa.list_(pa.int32())),
-            ("scores", pa.list_(number)),
-        ],
-        "labelled": [
-            ("id", text),
-            ("query", text),
-            ("answers", texts),
-            ("document_ids", texts),
-            ("documents", texts),
-            ("ranks", pa.list_(pa.int32())),
-            ("retrieval_scores", pa.list_(number)),
-            ("labels", texts),
-            ("scores", pa.list_(number)),
-            ("signal", text),
-            ("evidence", texts),
-        ],
-        "augmented": [
-            ("id", text),
-            ("question_id", text),
-            ("strategy", text),
-            ("text", text),
-            ("inference", text),
-            ("inference_back", text),
-            ("evidence", texts),
-        ],
-        "contexts": [
-            ("id", text),
-            ("question_id", text),
-            ("document_ids", texts),
-            ("position", pa.int32()),
-            ("label", text),
-        ],
-        "ranking": [
-            ("id", text),
-            ("query_id", text),
-            ("query", text),
-            ("document_ids", pa.list_(text)),
-            ("documents", pa.list_(text)),
-            ("labels", pa.list_(pa.int8())),
-            ("scores", pa.list_(number)),
-            ("source", text),
-        ],
-        "reads": [
-            ("id", text),
-            ("row_id", text),
-            ("document_id", text),
-            ("sample", pa.int32()),
-            ("answer", text),
-            ("exact_match", number),
-            ("containment", number),
-            ("f1", number),
-            ("abstained", pa.bool_()),
-        ],
-        "rejects": [("id", text), ("stage", text), ("reason", text), ("attempts", pa.int32()), ("row", text)],
-    }
-    return pa.schema(columns[kind])
+    plain = {str: pa.string(), float: pa.float64(), int: pa.int32(), bool: pa.bool_()}
+
+    def column(hint: Any) -> pa.DataType:
+        if hint is Message:
+            return pa.struct([(name, pa.string()) for name in ("role", "content", *(EXTRAS if tools else ()))])
+        if is_typeddict(hint):
+            left_out = ASKED.keys() - set(asked)
+            return pa.struct([(n, column(part)) for n, part in get_type_hints(hint).items() if n not in left_out])
+        if get_origin(hint) is list:
+            return pa.list_(column(*get_args(hint)))
+        kinds = [part for part in get_args(hint) or (hint,) if part is not NoneType]
+        return plain[kinds[0]] if kinds[0] in plain else column(kinds[0])
+
+    # A document's label needs no more than a byte.
+    small = {"labels": pa.list_(pa.int8())} if kind == "ranking" else {}
+    return pa.schema([(name, small.get(name) or column(hint)) for name, hint in get_type_hints(KINDS[kind]).items()])
