@@ -11,7 +11,7 @@ from tests.tiny_models import tiny_model_folder
 
 from prefloop.config import RagRecipe, Recipe
 from prefloop.errors import UsageError
-from prefloop.loop import plan, rag_plan
+from prefloop.loop import pins
 from prefloop.loop import run as loop
 from prefloop.retrieve.retriever import retriever_identity
 
@@ -90,13 +90,13 @@ def test_retrievers_and_rerankers_stay_at_their_commits(hub):
             "evaluate": {"source_bias": {"retrievers": ["org/other"]}},
         }
     )
-    asked = [(m.path, m.revision) for m in plan.models_of(recipe)]
+    asked = [(m.path, m.revision) for m in pins.models_of(recipe)]
     assert asked == [
         *[("sandbox", None), ("org/q", None), ("org/p", "v2"), ("sandbox", None), ("org/near", None)],
         *[("org/other", None), ("org/near", None)],
     ]
     commits = {"org/q@main": "1" * 40, "org/p@v2": "2" * 40, "org/near@main": "3" * 40, "org/other@main": "4" * 40}
-    pinned = plan.pinned(recipe, commits)
+    pinned = pins.pinned(recipe, commits)
     first = pinned.rate.retrievers[0]
     assert (first.revision, first.passages_revision) == ("1" * 40, "2" * 40)
     assert pinned.rate.retrievers[1:] == recipe.rate.retrievers[1:]
@@ -114,8 +114,8 @@ def test_retrievers_and_rerankers_stay_at_their_commits(hub):
         }
     )
     assert {("org/q", None), ("org/p", "v2"), ("org/rank", "v1")} <= {
-        (m.path, m.revision) for m in rag_plan.models_of(rag)
+        (m.path, m.revision) for m in pins.rag_models_of(rag)
     }
-    found = rag_plan.pinned(rag, {**commits, "org/rank@v1": "5" * 40})
+    found = pins.rag_pinned(rag, {**commits, "org/rank@v1": "5" * 40})
     assert found.rerank.revision == "5" * 40
     assert found.retrieve.retriever.passages_revision == "2" * 40

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from prefloop.config import AnyRecipe, ModelSection, RagRecipe, RetrieverSection
-from prefloop.loop import plan, rag_plan
+from prefloop.loop import pins, plan, rag_plan
 from prefloop.store.cache import Cache
 
 if TYPE_CHECKING:
@@ -59,12 +59,12 @@ def _retrieving_preflight(bench: Bench) -> None:
 
 
 ANSWERING = Kind(
-    plan.plan, plan.models_of, plan.pinned, plan.selects, lambda bench: bench.preflight(), _answering_runners
+    plan.plan, pins.models_of, pins.pinned, plan.selects, lambda bench: bench.preflight(), _answering_runners
 )
 RETRIEVING = Kind(
     rag_plan.plan,
-    rag_plan.models_of,
-    rag_plan.pinned,
+    pins.rag_models_of,
+    pins.rag_pinned,
     lambda recipe: False,
     _retrieving_preflight,
     _retrieving_runners,

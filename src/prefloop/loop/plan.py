@@ -14,7 +14,6 @@ from prefloop.config import (
     JudgeSignalSection,
     ModelSection,
     Recipe,
-    RetrieverSection,
     RetrieverSignalSection,
     SampleSection,
     SelfRewardSignalSection,
@@ -23,7 +22,6 @@ from prefloop.config import (
 )
 from prefloop.engine.load import resolve_model_path
 from prefloop.errors import UsageError
-from prefloop.loop.pins import Commits, models_of_retriever, pin
 from prefloop.store.cache import Cache
 from prefloop.store.fingerprint import code_digest, file_digest, model_digest
 
@@ -95,7 +93,7 @@ class _Planner:
         held_out = recipe.evaluate.prompts
         self.own = {"holdout": recipe.evaluate.holdout} if held_out is None else {}
         # What the loop begins with, and the stage that makes it where one does.
-        self.base: Any = _model_settings(recipe.model, cache)
+        self.base: Any = model_settings(recipe.model, cache)
         self.begin: tuple[str, ...] = ()
         self._read()
         if recipe.first is not None:
@@ -113,7 +111,7 @@ class _Planner:
         self, verb: str, r: int, branch: str, settings: dict[str, Any], inputs: tuple[str, ...], *code: str
     ) -> str:
         name = stage_name(verb, r, branch)
-        digest_of_code = _code(*code, "loop/stages.py", "loop/reading.py", "records.py")
+        digest_of_code = stage_code(*code, "loop/stages.py", "loop/reading.py", "records.py")
         self.stages.append(Stage(len(self.stages) + 1, name, verb, r, branch, settings, inputs, digest_of_code))
         return name
 
@@ -159,7 +157,7 @@ class _Planner:
             before = (winner(r - 1),) if recipe.branches else (stage_name("merge", r - 1),)
         if recipe.preferences is None:
             section = recipe.sampled.sample
-            who = policy if section.model is None else _model_settings(section.model, self.cache)
+            who = policy if section.model is None else model_settings(section.model, self.cache)
             sampling = {"sample": section.model_dump(exclude={"model"}), "model": who, "seed": seed}
             sampling |= {"notes": _notes(section)} if section.contrast is not None else {}
             sampling |= {"wordings": _wordings(section)} if section.rewrite is not None else {}
@@ -237,7 +235,7 @@ class _Planner:
     def _signal(self, section: Any) -> dict[str, Any]:
         from prefloop.signals.build import identity
 
-        models = {n: self.base if m is None else _model_settings(m, self.cache) for n, m in section.models.items()}
+        models = {n: self.base if m is None else model_settings(m, self.cache) for n, m in section.models.items()}
         return {"signal": identity(section, self.recipe.seed, self.cache), "models": models}
 
     def _measurement(self) -> dict[str, Any]:
@@ -324,42 +322,6 @@ def _comparing(rate: Any, sample: SampleSection | None) -> Any:
     return rate
 
 
-def models_of(recipe: Recipe) -> list[ModelSection | RetrieverSection]:
-    """Every model of a recipe; of a retriever path and revision are what counts."""
-    rated = [way.rate for way in recipe.ways.values()]
-    signals = [s for s in (*rated, recipe.evaluate.judge, *recipe.evaluate.also) if s is not None]
-    others = [model for signal in signals for model in signal.models.values()]
-    if recipe.sample is not None:
-        others.append(recipe.sample.model)
-    found: list[RetrieverSection] = []
-    for section in (*rated, recipe.source_bias):
-        if isinstance(section, RetrieverSignalSection | SourceBiasSection):
-            found += [*(section.retrievers or ()), *([section.similarity] if section.similarity else [])]
-    retrievers = [model for retriever in found for model in models_of_retriever(retriever)]
-    return [recipe.model, *(model for model in others if model is not None), *retrievers]
-
-
-def pinned(recipe: Recipe, commits: Commits) -> Recipe:
-    """The recipe with every hub model at its commit, where that is known."""
-
-    def pin_models(section: Any) -> Any:
-        if isinstance(section, RetrieverSignalSection | SourceBiasSection):
-            retrievers = section.retrievers and tuple(pin(one, commits) for one in section.retrievers)
-            similarity = section.similarity and pin(section.similarity, commits)
-            return section.model_copy(update={"retrievers": retrievers, "similarity": similarity})
-        return section and section.with_models(lambda model: pin(model, commits))
-
-    also = [pin_models(section) for section in recipe.evaluate.also]
-    measured = {"judge": pin_models(recipe.evaluate.judge), "source_bias": pin_models(recipe.evaluate.source_bias)}
-    evaluate = recipe.evaluate.model_copy(update=measured | {"also": also})
-    branches = {n: b.model_copy(update={"rate": pin_models(b.rate)}) for n, b in recipe.branches.items()}
-    sample = recipe.sample
-    if sample is not None and sample.model is not None:
-        sample = sample.model_copy(update={"model": pin(sample.model, commits)})
-    changed = {"model": pin(recipe.model, commits), "sample": sample, "rate": pin_models(recipe.rate)}
-    return recipe.model_copy(update=changed | {"branches": branches, "evaluate": evaluate})
-
-
 def _judged_prompt(way: Way) -> dict[str, Any]:
     """The form of judged prompts by its content, as it may be a file; nothing where there are none."""
     from prefloop.train.judged import judged_prompt
@@ -369,7 +331,8 @@ def _judged_prompt(way: Way) -> dict[str, Any]:
 
 
 @cache_in_memory
-def _code(*boxes: str) -> str:
+def stage_code(*boxes: str) -> str:
+    """Digest of the package's boxes that compute a stage."""
     # Once a process: what is running is the code that was there when it started.
     return code_digest(*boxes)
 
@@ -396,14 +359,10 @@ def _wordings(section: SampleSection) -> dict[str, Any]:
     return load(section.rewrite).model_dump(mode="json")
 
 
-def _model_settings(section: ModelSection, cache: Cache | None) -> dict[str, Any]:
+def model_settings(section: ModelSection, cache: Cache | None) -> dict[str, Any]:
     """What of a model section changes results: the weights and how they are used, not where they run."""
     if section.endpoint is not None:
         return {"served": section.path, "revision": section.revision, "body": section.endpoint.extra_body}
     template = file_digest(section.template) if Path(section.template).is_file() else section.template
     weights = model_digest(resolve_model_path(section.path), section.revision, memo=cache)
     return {"weights": weights, "dtype": section.dtype, "template": template}
-
-
-# What the other kind of recipe plans with too (`rag_plan`).
-model_settings, stage_code = _model_settings, _code

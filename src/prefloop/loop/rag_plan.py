@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefloop.config import COSMETIC, ModelSection, RagRecipe, RetrieverSection, TrainSection
+from prefloop.config import COSMETIC, RagRecipe, TrainSection
 from prefloop.config.rerank import RERANK_COSMETIC
-from prefloop.loop.pins import Commits, key, models_of_retriever, pin
 from prefloop.loop.plan import BOXES, Stage, model_settings, stage_code
 from prefloop.store.cache import Cache
 
@@ -179,33 +178,3 @@ def _template(recipe: RagRecipe) -> str:
     from prefloop.signals import reader_prompt
 
     return reader_prompt.load(recipe.rate.template).sha
-
-
-def models_of(recipe: RagRecipe) -> list[ModelSection | RetrieverSection]:
-    """Every model of a recipe; of retriever and reranker path and revision are what counts."""
-    augment = recipe.augment
-    others = [recipe.rate.model, augment and augment.model, augment and augment.nli and augment.nli.model]
-    models = [recipe.model, *(model for model in others if isinstance(model, ModelSection))]
-    reranker = RetrieverSection(path=recipe.rerank.model, revision=recipe.rerank.revision)
-    return [*models, *models_of_retriever(recipe.retrieve.retriever), reranker]
-
-
-def pinned(recipe: RagRecipe, commits: Commits) -> RagRecipe:
-    """The recipe with every hub model at its commit, where that is known."""
-    augment = recipe.augment
-    if augment is not None:
-        nli = augment.nli
-        if nli is not None:
-            nli = nli.model_copy(update={"model": pin(nli.model, commits)})
-        model = None if augment.model is None else pin(augment.model, commits)
-        augment = augment.model_copy(update={"model": model, "nli": nli})
-    rerank = recipe.rerank
-    commit = commits.get(key(rerank.model, rerank.revision), rerank.revision)
-    changed = {
-        "model": pin(recipe.model, commits),
-        "retrieve": recipe.retrieve.model_copy(update={"retriever": pin(recipe.retrieve.retriever, commits)}),
-        "rate": recipe.rate.with_models(lambda section: pin(section, commits)),
-        "rerank": rerank.model_copy(update={"revision": commit}),
-        "augment": augment,
-    }
-    return recipe.model_copy(update=changed)
